@@ -1,0 +1,150 @@
+"""Checkpoints of a run, by Orbax: asynchronous and atomic.
+
+A working directory holds `config.json`, the config that it was started with,
+and `checkpoints/STEP/`, the newest two and those kept for ever.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from tensorflow.io import gfile
+
+from big_vision_dpn import config as config_lib
+from big_vision_dpn.config import ConfigError
+
+_NEWEST_KEPT = 2
+
+
+def _config_file(workdir: str) -> str:
+  return os.path.join(workdir, 'config.json')
+
+
+def check_workdir(workdir: str, config: Any) -> None:
+  """Raises ConfigError if `workdir` belongs to a run of another config.
+
+  Fields that do not change a run's result may differ: evals, log_training, …
+  """
+  try:
+    with gfile.GFile(_config_file(workdir)) as f:
+      text = f.read()
+  except Exception:  # gfile raises its own errors where there is no file.
+    return
+  try:
+    old = json.loads(text)
+  except ValueError as e:
+    raise ConfigError(f'{_config_file(workdir)} is no JSON: {e}') from e
+  differences = config_lib.fixed_differences(
+    old, config_lib.to_jsonable(config)
+  )
+  if differences:
+    listed = '\n  '.join(differences)
+    raise ConfigError(
+      f'workdir {workdir} holds a run of another config:\n  {listed}\n'
+      'Go on with that config, or choose another --workdir.'
+    )
+
+
+def write_config(workdir: str, config: Any) -> None:
+  """Records the run's config, atomically."""
+  gfile.makedirs(workdir)
+  temporary = _config_file(workdir) + '.tmp'
+  with gfile.GFile(temporary, 'w') as f:
+    f.write(json.dumps(config_lib.to_jsonable(config), indent=2) + '\n')
+  gfile.rename(temporary, _config_file(workdir), overwrite=True)
+
+
+class Checkpointer:
+  """Saves and restores the training state of one working directory."""
+
+  def __init__(self, workdir: str, keep_every: int | None = None):
+    """Opens, or makes, the directory of checkpoints.
+
+    Args:
+      workdir: local or gs://.
+      keep_every: checkpoints at multiples of these steps are never deleted.
+    """
+    self._directory = os.path.join(
+      workdir if '://' in workdir else os.path.abspath(workdir), 'checkpoints'
+    )
+    self._manager = ocp.CheckpointManager(
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=_NEWEST_KEPT,
+        keep_period=keep_every,
+        cleanup_tmp_directories=True,
+      ),
+    )
+
+  def save(self, step: int, state: Any, extra: Mapping[str, Any]) -> None:
+    """Begins to save; the arrays may be donated as soon as it returns.
+
+    Args:
+      step: updates done.
+      state: tree of jax.Arrays.
+      extra: JSON's types, e.g. the clock's state.
+    """
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)
+      ),
+    )
+
+  def restore_newest(self, target: Any) -> tuple[int, Any, dict] | None:
+    """The newest checkpoint that is whole, or None if there is no checkpoint.
+
+    Args:
+      target: tree of jax.ShapeDtypeStruct with the shardings to restore to.
+
+    Returns:
+      (step, state, extra). A damaged checkpoint is reported and moved aside,
+      to `damaged_checkpoints/`, and the one before it is taken.
+
+    Raises:
+      RuntimeError: there are checkpoints and every one is damaged.
+    """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    for step in steps:
+      try:
+        restored = self._manager.restore(
+          step,
+          args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(target),
+            extra=ocp.args.JsonRestore(),
+          ),
+        )
+      except Exception as e:  # Any damage, in whichever of Orbax's errors.
+        logging.warning('Checkpoint %s/%d is damaged: %s',
+                        self._directory, step, e)  # fmt: skip
+        self._move_aside(step)
+        continue
+      return step, restored.state, restored.extra
+    if steps:
+      raise RuntimeError(
+        f'none of the checkpoints {steps} in {self._directory} can be read;'
+        ' they are kept in damaged_checkpoints. Start again in another workdir'
+      )
+    return None
+
+  def _move_aside(self, step: int) -> None:
+    if jax.process_index() == 0:
+      aside = os.path.join(
+        os.path.dirname(self._directory), 'damaged_checkpoints'
+      )
+      gfile.makedirs(aside)
+      gfile.rename(
+        os.path.join(self._directory, str(step)),
+        os.path.join(aside, str(step)),
+        overwrite=True,
+      )
+    self._manager.reload()
+
+  def close(self) -> None:
+    """Waits until everything is on disk."""
+    self._manager.wait_until_finished()
+    self._manager.close()

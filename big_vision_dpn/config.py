@@ -1,0 +1,380 @@
+"""Configs: their arguments, the documented list of fields, their validation.
+
+A config file defines `get_config(arg=None)`, which returns a ConfigDict, as in
+big_vision. `python -m big_vision_dpn.config` prints the list of fields.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import inspect
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import ml_collections
+
+DURATION_UNITS = ('steps', 'examples', 'epochs', 'percent')
+
+
+class ConfigError(ValueError):
+  """Mistakes of the user's; each message says what was expected."""
+
+  def __init__(self, *messages: str):
+    super().__init__('\n'.join(messages))
+    self.messages = messages
+
+
+class Mistakes:
+  """Collects ConfigErrors, so that one report has them all.
+
+  mistakes = Mistakes()
+  with mistakes.of('config.lr'):
+    ...  # May raise ConfigError: it is noted, and the rest goes on.
+  mistakes.check()  # Raises one ConfigError with all messages, if any.
+  """
+
+  def __init__(self):
+    self.messages: list[str] = []
+
+  @contextlib.contextmanager
+  def of(self, where: str) -> Iterator[None]:
+    """Notes a ConfigError of the `with` block, under `where` if not empty."""
+    try:
+      yield
+    except ConfigError as e:
+      prefix = f'{where}: ' if where else ''
+      self.messages += [prefix + message for message in e.messages]
+
+  def check(self) -> None:
+    """Raises a ConfigError with all that was noted, if anything was."""
+    if self.messages:
+      raise ConfigError(*self.messages)
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> ConfigError:
+  """The error for a name outside its choices: the nearest one, then all."""
+  choices = sorted(choices)
+  near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
+  hint = f' Did you mean {near[0]!r}?' if near else ''
+  return ConfigError(
+    f'unknown {kind} {name!r}.{hint} Choices: {", ".join(choices) or "none"}.'
+  )
+
+
+def choose(kind: str, name: str, choices: Mapping[str, Any]) -> Any:
+  """`choices[name]`, or a ConfigError that names the nearest choice."""
+  if name not in choices:
+    raise unknown(kind, name, choices)
+  return choices[name]
+
+
+def check_arguments(
+  what: str, fn: Callable, names: Iterable[str], reserved: Iterable[str] = ()
+) -> None:
+  """Raises ConfigError unless `fn` takes every keyword argument in `names`.
+
+  Args:
+    what: how the message calls the function, e.g. "op randaug".
+    fn: the function or class whose signature decides.
+    names: the keyword arguments that a config gives.
+    reserved: parameters that our code fills in, so a config may not.
+  """
+  parameters = inspect.signature(fn).parameters.values()
+  if any(p.kind == p.VAR_KEYWORD for p in parameters):
+    return
+  by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                inspect.Parameter.KEYWORD_ONLY)  # fmt: skip
+  allowed = {p.name for p in parameters if p.kind in by_keyword}
+  for name in names:
+    if name not in allowed - set(reserved):
+      raise unknown(f'argument of {what}', name, allowed - set(reserved))
+
+
+def parse_arg(arg: str | None, **spec: Any) -> ml_collections.ConfigDict:
+  """Parses the part of `--config file.py:ARG` behind the colon.
+
+  As big_vision's function of that name: `key=value` pairs between commas; a
+  key alone is a flag set to True; a single value without a key belongs to the
+  first argument of `spec`.
+
+  Args:
+    arg: the text, e.g. "variant=Ti/16,runlocal"; None is the empty text.
+    **spec: name=default for every argument; the default's type converts the
+      text. A (default, function) pair converts with the function.
+
+  Returns:
+    A ConfigDict with one entry for each of `spec`.
+
+  Raises:
+    ConfigError: an unknown argument, or a value that does not convert.
+  """
+  spec = {
+    k: v if isinstance(v, tuple) else (v, type(v)) for k, v in spec.items()
+  }
+  arg = arg or ''
+  if arg and ',' not in arg and '=' not in arg and arg not in spec:
+    arg = f'{next(iter(spec))}={arg}'
+  values = ml_collections.ConfigDict(
+    {name: default for name, (default, _) in spec.items()}, type_safe=False
+  )
+  for pair in filter(None, arg.split(',')):
+    name, _, text = pair.partition('=')
+    _, convert = choose('config argument', name, spec)
+    text = text if '=' in pair else 'True'
+    try:
+      values[name] = _to_bool(text) if convert is bool else convert(text)
+    except ValueError as e:
+      raise ConfigError(f'config argument {name}={text!r}: {e}') from e
+  return values
+
+
+def _to_bool(text: str) -> bool:
+  if text.lower() not in ('true', 'false', '1', '0', 'yes', 'no'):
+    raise ValueError('expected True or False')
+  return text.lower() in ('true', '1', 'yes')
+
+
+REQUIRED = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """A field of the config.
+
+  Attributes:
+    type: the types that a value may have.
+    default: the value when the config leaves the field out, or REQUIRED.
+    doc: what it means, with its unit.
+    duration: the field is written with a unit: NAME_steps, NAME_examples,
+      NAME_epochs or NAME_percent (0 to 1 of the run); one of them at most.
+    fixed: continuing a run with another value would change its result.
+  """
+
+  type: Any
+  default: Any
+  doc: str
+  duration: bool = False
+  fixed: bool = True
+
+
+_NUMBER = (int, float)
+_LIST = (list, tuple)
+_DICT = (ml_collections.ConfigDict, dict)
+_TEXT = str
+
+FIELDS: dict[str, Field] = {
+  'task': Field(_TEXT, 'classification', 'kind of training, in tasks/'),
+  'seed': Field(int, 0, 'of initialisation, data order, augmentation, dropout'),
+  'total': Field(_NUMBER, REQUIRED, 'length of the run', duration=True),
+  'num_classes': Field(int, None, "width of the model's head"),
+  'loss': Field(_TEXT, 'sigmoid_xent', 'a function of losses.py'),
+  'input.data': Field(
+    _DICT, REQUIRED, 'name and split of the data set; data_dir if not the usual'
+  ),
+  'input.pp': Field(_TEXT, '', 'preprocessing: ops of pp/, joined by |'),
+  'input.batch_size': Field(int, REQUIRED, 'examples in a global batch'),
+  'input.shuffle_buffer_size': Field(
+    int,
+    250_000,
+    'examples, over all streams, among which a large split is shuffled',
+  ),
+  'input.streams': Field(
+    int, 64, 'parts, independent of hosts, in which a large split is read'
+  ),
+  'input.max_in_memory_gb': Field(
+    _NUMBER,
+    2.0,
+    'raw size (10^9 bytes) up to which a split is held in memory and'
+    ' shuffled whole',
+  ),
+  'input.threads': Field(
+    int, None, 'threads that preprocess; None: as many as cores', fixed=False
+  ),
+  'input.prefetch': Field(
+    int, 2, 'batches prepared ahead, on the host and on the device', fixed=False
+  ),
+  'pp_modules': Field(
+    _LIST,
+    ('ops_general', 'ops_image', 'randaug'),
+    'modules that define pp ops: of pp/, or dotted names of your own',
+  ),
+  'model_name': Field(_TEXT, 'vit', 'a module of models/'),
+  'model': Field(_DICT, {}, "the model's own arguments"),
+  'model_init': Field(_TEXT, None, 'a .npz file to start from'),
+  'model_load': Field(_DICT, {}, "arguments of the model module's load()"),
+  'init_head_bias': Field(_NUMBER, None, "first value of the head's bias"),
+  'optax_name': Field(_TEXT, 'scale_by_adam', 'the optimizer, of optim.py'),
+  'optax': Field(_DICT, {}, "the optimizer's arguments"),
+  'lr': Field(_NUMBER, REQUIRED, 'learning rate, before lr_mults and schedule'),
+  'lr_mults': Field(_LIST, (), '(regex of parameter names, multiplier) pairs'),
+  'wd': Field(_NUMBER, None, 'weight decay; decoupled, not multiplied by lr'),
+  'wd_mults': Field(
+    _LIST, (('.*/kernel$', 1.0),), '(regex, multiplier) pairs; none: no decay'
+  ),
+  'schedule': Field(
+    (*_DICT, *_LIST),
+    {},
+    "the learning rate's course: decay_type, warmup_steps, …; or a list of"
+    ' (regex, course), None to freeze',
+  ),
+  'grad_clip_norm': Field(_NUMBER, None, 'largest global norm of gradients'),
+  'mixup': Field(_DICT, None, 'p: the Beta distribution of mixup has (p, p)'),
+  'evals': Field(
+    _DICT,
+    {},
+    'evaluators by name: type, data, pp_fn, log_steps, …',
+    fixed=False,
+  ),
+  'log_training': Field(
+    _NUMBER, 50, 'how often metrics are written', duration=True, fixed=False
+  ),
+  'ckpt': Field(
+    _NUMBER, 1000, 'how often a checkpoint is saved', duration=True, fixed=False
+  ),
+  'keep_ckpt': Field(
+    _NUMBER, None, 'checkpoints kept for ever', duration=True, fixed=False
+  ),
+  'profile_steps': Field(
+    _LIST, None, '(first, last) step of a profiler trace', fixed=False
+  ),
+  'comparison': Field(
+    _DICT,
+    None,
+    'trains variants in turn: runs (a list of name, fields that differ), metric'
+    ' (shown as the result), next_steps (text printed at the end)',
+    fixed=False,
+  ),
+}  # fmt: skip
+
+_SECTIONS = {name.split('.')[0] for name in FIELDS if '.' in name}
+
+
+def _accepted_keys() -> dict[str, tuple[str, Field]]:
+  """Every key that a config may have -> (its field, the field)."""
+  keys = {}
+  for name, field in FIELDS.items():
+    units = [f'_{u}' for u in DURATION_UNITS] if field.duration else ['']
+    keys |= {name + unit: (name, field) for unit in units}
+  return keys
+
+
+def _flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The config's fields by their dotted names."""
+  flat = {}
+  for key, value in config.items():
+    if key in _SECTIONS and isinstance(value, _DICT):
+      flat |= {f'{key}.{k}': v for k, v in value.items()}
+    else:
+      flat[key] = value
+  return flat
+
+
+def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """The full config, a copy: checked for keys and types, with the defaults.
+
+  Raises:
+    ConfigError: unknown, missing or mistyped fields, each with a message.
+  """
+  keys, flat, wrong = _accepted_keys(), _flatten(config), []
+  given: dict[str, list[str]] = {name: [] for name in FIELDS}
+  for key, value in flat.items():
+    if key not in keys:
+      wrong.append(f'config.{key}: {unknown("field", key, keys)}')
+      continue
+    name, field = keys[key]
+    if value is None:
+      continue
+    given[name].append(key)
+    if not _has_type(value, field.type):
+      wrong.append(
+        f'config.{key} is {value!r}, of type {type(value).__name__};'
+        f' expected {_type_names(field.type)}: {field.doc}'
+      )
+  full = ml_collections.ConfigDict(config.to_dict(), type_safe=False)
+  for name, field in FIELDS.items():
+    if len(given[name]) > 1:
+      wrong.append(f'config: give one of {", ".join(given[name])}, not several')
+    if given[name]:
+      continue
+    if field.default is REQUIRED:
+      unit = '_steps (or _examples, _epochs)' if field.duration else ''
+      wrong.append(f'config.{name}{unit} is missing: {field.doc}')
+    elif not field.duration:
+      _set(full, name, field.default)
+    elif field.default is not None:
+      full[f'{name}_steps'] = field.default
+  if wrong:
+    raise ConfigError(*wrong)
+  return full
+
+
+def _set(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
+  *section, key = name.split('.')
+  for part in section:
+    if part not in config:
+      config[part] = ml_collections.ConfigDict()
+    config = config[part]
+  config[key] = value
+
+
+def _has_type(value: Any, types: Any) -> bool:
+  types = types if isinstance(types, tuple) else (types,)
+  return isinstance(value, types) and (
+    not isinstance(value, bool) or bool in types
+  )
+
+
+def _type_names(types: Any) -> str:
+  types = types if isinstance(types, tuple) else (types,)
+  return ' or '.join(t.__name__ for t in types)
+
+
+def to_jsonable(config: Any) -> Any:
+  """The config as JSON's types, so that it can be written and compared."""
+  if isinstance(config, ml_collections.ConfigDict):
+    config = config.to_dict()
+  if isinstance(config, Mapping):
+    return {k: to_jsonable(v) for k, v in sorted(config.items())}
+  if isinstance(config, list | tuple):
+    return [to_jsonable(v) for v in config]
+  return config
+
+
+def fixed_differences(old: Mapping, new: Mapping) -> list[str]:
+  """Fields that a continued run must not change, but which differ.
+
+  Args:
+    old: the `to_jsonable` config with which the run was started.
+    new: the one with which it is to go on.
+
+  Returns:
+    One line a difference: name, old value, new value.
+  """
+  keys = _accepted_keys()
+  flat = lambda c: _flatten(ml_collections.ConfigDict(c))
+  old, new = flat(old), flat(new)
+  differences = []
+  for key in sorted(old.keys() | new.keys()):
+    if key in keys and not keys[key][1].fixed:
+      continue
+    before, after = (to_jsonable(c.get(key)) for c in (old, new))
+    if before != after:
+      differences.append(f'{key}: {before!r} there, {after!r} now')
+  return differences
+
+
+def describe_fields() -> str:
+  """The list of fields, as text for a terminal."""
+  lines = []
+  for name, field in FIELDS.items():
+    unit = '_{steps,examples,epochs,percent}' if field.duration else ''
+    default = (
+      'required' if field.default is REQUIRED else f'default {field.default!r}'
+    )
+    lines += [f'{name}{unit} ({default})', textwrap.indent(field.doc, '    ')]
+  return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+  print(describe_fields())

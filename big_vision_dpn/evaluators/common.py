@@ -1,0 +1,213 @@
+"""What all evaluators share: the spec in the config, batches, and sums."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from big_vision_dpn import input_pipeline, sharding
+from big_vision_dpn.config import (
+  DURATION_UNITS,
+  ConfigError,
+  Mistakes,
+  check_arguments,
+  choose,
+)
+from big_vision_dpn.datasets import core
+from big_vision_dpn.pp import builder
+
+EVALUATORS = {
+  'classification': 'big_vision_dpn.evaluators.classification',
+  'mean': 'big_vision_dpn.evaluators.mean',
+}
+
+# Fields of an evaluator's spec that are not arguments of its class.
+_GENERAL = ('type', 'pred', 'prefix', *(f'log_{u}' for u in DURATION_UNITS))
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """An evaluator of a config: what runs, how often, and its metrics' prefix."""
+
+  name: str
+  evaluator: Any
+  every: int
+  prefix: str
+
+
+class Split:
+  """A split with its preprocessing, iterated as batches on the devices."""
+
+  def __init__(
+    self,
+    data: Mapping[str, Any],
+    pp_fn: str,
+    batch_size: int,
+    input_config: Mapping[str, Any],
+  ):
+    self.batch_size, self._input_config = batch_size, input_config
+    self._batches = None
+    mistakes = Mistakes()
+    with mistakes.of('data'):
+      self.source = core.get(**data)
+    with mistakes.of('pp_fn'):
+      self._preprocess = builder.get_preprocess_fn(pp_fn)
+    with mistakes.of('batch_size'):
+      sharding.check_batch_size(batch_size)
+    mistakes.check()
+    self.spec = input_pipeline.example_spec(self.source, self._preprocess)
+
+  def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a global batch, with its `_mask`."""
+    mask = jax.ShapeDtypeStruct((self.batch_size,), np.float32)
+    shapes = input_pipeline.batch_shapes(self.spec, self.batch_size)
+    return {**shapes, '_mask': mask}
+
+  def batches(self, mesh: jax.sharding.Mesh) -> Iterator[dict[str, jax.Array]]:
+    """Each example once; `_mask` is 0 for the padding of the last batches."""
+    if self._batches is None:
+      self._batches, _ = input_pipeline.inference(
+        self.source,
+        self._preprocess,
+        self._input_config,
+        batch_size=self.batch_size,
+        rows=sharding.local_rows(mesh, self.batch_size),
+      )
+    for batch in self._batches.as_numpy_iterator():
+      yield sharding.put_batch(batch, mesh)
+
+
+class MeanEvaluator:
+  """Base of evaluators whose metrics are weighted means over a split.
+
+  A subclass gives `per_example(params, batch)`: a dict of metrics, each (n,)
+  float, and the weights of the examples, (n,) float. The result is exact on
+  any number of devices and for any batch size: padding weighs nothing.
+  """
+
+  needs: tuple[str, ...] = ('image',)
+
+  def __init__(
+    self,
+    predict_fn: Callable,
+    *,
+    data: Mapping[str, Any],
+    pp_fn: str = '',
+    batch_size: int,
+    input_config: Mapping[str, Any],
+  ):
+    self.predict_fn = predict_fn
+    self.split = Split(data, pp_fn, batch_size, input_config)
+    mistakes = Mistakes()
+    with mistakes.of('pp_fn'):
+      input_pipeline.check_example_spec(self.split.spec, self.needs)
+    mistakes.check()
+    self._sums = jax.jit(self._sum)
+
+  def per_example(self, params: Any, batch: Any) -> tuple[dict, jax.Array]:
+    raise NotImplementedError
+
+  def _sum(self, params: Any, batch: Any) -> tuple[dict, jax.Array]:
+    values, weights = self.per_example(params, batch)
+    for name, value in values.items():
+      if value.shape != weights.shape:
+        raise ConfigError(
+          f'{name!r} has the shape {list(value.shape)}; expected one value an'
+          f' example, {list(weights.shape)}'
+        )
+    # An example that does not count may well have a loss of nan.
+    count = weights > 0
+    weighted = lambda v: jnp.sum(jnp.where(count, v * weights, 0.0))
+    return jax.tree.map(weighted, values), jnp.sum(weights)
+
+  def sources(self) -> list[core.Source]:
+    """The data that the evaluator reads."""
+    return [self.split.source]
+
+  def check(self, params: Any) -> None:
+    """Traces the evaluator on shapes of parameters; reads no data.
+
+    Raises:
+      ConfigError: the predict function cannot take the batches.
+    """
+    batch = self.split.batch_shapes()
+    try:
+      jax.eval_shape(self._sum, params, batch)
+    except ConfigError:
+      raise
+    except Exception as e:  # Of flax, of jax, of the predict function itself.
+      shapes = ', '.join(f'{k} {list(v.shape)}' for k, v in batch.items())
+      raise ConfigError(
+        f'fails on batches of {shapes}: {type(e).__name__}: {e}'
+      ) from e
+
+  def run(
+    self, params: Any, mesh: jax.sharding.Mesh
+  ) -> Iterator[tuple[str, float]]:
+    """Yields (name of the metric, value) over the whole split."""
+    sums = [self._sums(params, b) for b in self.split.batches(mesh)]
+    totals, weight = jax.tree.map(
+      lambda *x: float(np.sum(x, dtype=np.float64)), *jax.device_get(sums)
+    )
+    for name, total in totals.items():
+      yield name, total / weight if weight else float('nan')
+
+
+def from_config(
+  name: str,
+  spec: Mapping[str, Any],
+  predict_fns: Mapping[str, Callable] | None,
+  get_steps: Callable[[str, Mapping[str, Any]], int | None],
+  input_config: Mapping[str, Any],
+) -> Entry:
+  """Builds one evaluator of `config.evals`, as big_vision's specs say.
+
+  Args:
+    name: its key in `config.evals`.
+    spec: `type` (default: the name), `data`, `pp_fn`, `log_steps` (or another
+      unit), `pred` (default "predict"), `prefix` (default "NAME/"),
+      `batch_size` (default: of training), and the evaluator's own arguments.
+    predict_fns: of the task; None if it is not known, for a check.
+    get_steps: (duration's name, spec) -> steps.
+    input_config: the resolved `config.input`.
+
+  Raises:
+    ConfigError: whatever is wrong with the spec.
+  """
+  spec = {'type': name, 'pred': 'predict', 'prefix': f'{name}/', **spec}
+  mistakes = Mistakes()
+  with mistakes.of('type'):
+    module = choose('evaluator', spec['type'], EVALUATORS)
+  with mistakes.of('pred'):
+    predict_fn = None
+    if predict_fns is not None:
+      predict_fn = choose('predict function', spec['pred'], predict_fns)
+  with mistakes.of('log_steps'):
+    every = get_steps('log', spec)
+    if not every:
+      raise ConfigError('missing (or log_epochs, log_percent, log_examples)')
+  mistakes.check()
+
+  arguments = {
+    'batch_size': input_config['batch_size'],
+    **{k: v for k, v in spec.items() if k not in _GENERAL},
+  }
+  evaluator = importlib.import_module(module).Evaluator
+  check_arguments(
+    f'evaluator {spec["type"]}',
+    evaluator,
+    arguments,
+    reserved=('self', 'predict_fn', 'input_config'),
+  )
+  if 'data' not in arguments:
+    raise ConfigError('data is missing: dict(name=…, split=…)')
+  return Entry(
+    name=name,
+    evaluator=evaluator(predict_fn, input_config=input_config, **arguments),
+    every=every,
+    prefix=spec['prefix'],
+  )

@@ -1,0 +1,307 @@
+"""Everything that can be checked before the first compile.
+
+`check` builds a `Plan`: all parts of a run that need no device work. What is
+wrong with a config is collected on the way, so that one report has it all.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from big_vision_dpn import (
+  checkpoint,
+  chrono,
+  input_pipeline,
+  models,
+  optim,
+  pytree,
+  sharding,
+  tasks,
+)
+from big_vision_dpn import config as config_lib
+from big_vision_dpn.config import Mistakes, check_arguments
+from big_vision_dpn.datasets import core
+from big_vision_dpn.evaluators import common as eval_common
+from big_vision_dpn.pp import builder
+
+
+@dataclasses.dataclass
+class Plan:
+  """The parts of a run. A part that could not be built is None.
+
+  Attributes:
+    config: resolved.
+    mistakes: what is wrong.
+    missing: data that is not there, with the command that prepares it, to the
+      fields that name it.
+    source: of the training data.
+    preprocess: the training data's preprocessing.
+    batch_shapes: of a global training batch, jax.ShapeDtypeStructs.
+    total_steps: of the run.
+    task: see `tasks`.
+    params_shapes: of the parameters, jax.ShapeDtypeStructs.
+    loaded_params: those of config.model_init, by name.
+    optimizer: the optax transformation.
+    schedules: multipliers of the learning rate.
+    evaluators: of `config.evals`.
+  """
+
+  config: ml_collections.ConfigDict
+  mistakes: Mistakes = dataclasses.field(default_factory=Mistakes)
+  missing: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+  source: core.Source | None = None
+  preprocess: input_pipeline.Preprocess | None = None
+  batch_shapes: dict[str, jax.ShapeDtypeStruct] | None = None
+  total_steps: int | None = None
+  task: Any = None
+  params_shapes: Any = None
+  loaded_params: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  optimizer: optax.GradientTransformation | None = None
+  schedules: list[optim.Schedule] = dataclasses.field(default_factory=list)
+  evaluators: list[eval_common.Entry] = dataclasses.field(default_factory=list)
+
+  def steps(
+    self,
+    name: str,
+    config: Mapping[str, Any] | None = None,
+    default: int | None = None,
+  ) -> int | None:
+    """The duration `name` of a config, by default the main one, in steps."""
+    return chrono.steps(
+      name,
+      self.config if config is None else config,
+      batch_size=self.config.input.batch_size,
+      data_size=self.source and self.source.num_examples,
+      total_steps=self.total_steps,
+      default=default,
+    )
+
+  def note_missing(self, where: str, source: core.Source) -> None:
+    """Notes data that is not there, with the field `where` that names it."""
+    if source.missing:
+      self.missing.setdefault(source.missing, []).append(where)
+
+
+def check(
+  config: ml_collections.ConfigDict, workdir: str | None = None
+) -> Plan:
+  """Builds what a run needs and collects every mistake in its config.
+
+  Args:
+    config: as the config file gives it.
+    workdir: must be new or hold a run of the same config.
+
+  Returns:
+    The plan; the run may start if it has no mistakes and misses nothing.
+  """
+  plan = Plan(config)
+  with plan.mistakes.of(''):
+    plan.config = config_lib.resolve(config)
+  if plan.mistakes.messages:  # The rest would be guesswork.
+    return plan
+  with plan.mistakes.of('config.pp_modules'):
+    builder.import_ops(plan.config.pp_modules)
+  with plan.mistakes.of(''):
+    plan.task = tasks.make(plan.config)
+  _check_input(plan)
+  _check_durations(plan)
+  _check_model(plan)
+  _check_optimizer(plan)
+  _check_evaluators(plan)
+  if workdir:
+    with plan.mistakes.of('--workdir'):
+      checkpoint.check_workdir(workdir, plan.config)
+  return plan
+
+
+def _check_input(plan: Plan) -> None:
+  config = plan.config.input
+  with plan.mistakes.of('config.input.batch_size'):
+    sharding.check_batch_size(config.batch_size)
+  with plan.mistakes.of('config.input.data'):
+    plan.source = core.get(**config.data)
+    plan.note_missing('config.input.data', plan.source)
+  with plan.mistakes.of('config.input.pp'):
+    plan.preprocess = builder.get_preprocess_fn(config.pp)
+  if not (plan.source and plan.preprocess and plan.task):
+    return
+  with plan.mistakes.of('config.input.pp'):
+    spec = input_pipeline.example_spec(plan.source, plan.preprocess)
+    input_pipeline.check_example_spec(spec, plan.task.needs)
+    plan.batch_shapes = input_pipeline.batch_shapes(spec, config.batch_size)
+
+
+def _check_durations(plan: Plan) -> None:
+  for name in ('total', 'log_training', 'ckpt', 'keep_ckpt'):
+    with plan.mistakes.of('config'):
+      steps = plan.steps(name)
+      if name == 'total':
+        plan.total_steps = steps
+
+
+def _check_model(plan: Plan) -> None:
+  if not (plan.task and plan.batch_shapes):
+    return
+  with plan.mistakes.of(''):
+    plan.task.check(plan.batch_shapes)
+    with plan.mistakes.of('config.model'):
+      plan.params_shapes = jax.eval_shape(
+        plan.task.init, jax.random.key(0), plan.batch_shapes
+      )
+  if plan.params_shapes and plan.config.model_init:
+    with plan.mistakes.of('config.model_init'):
+      _load_params(plan)
+
+
+def _load_params(plan: Plan) -> None:
+  config = plan.config
+  load = models.module(config.model_name).load
+  check_arguments(
+    'load',
+    load,
+    config.model_load,
+    reserved=('init_params', 'init_file', 'model_cfg'),
+  )
+  loaded = load(
+    plan.params_shapes, config.model_init, config.model, **config.model_load
+  )
+  # What load() leaves as it was is still a shape: init makes it.
+  plan.loaded_params = {
+    name: array
+    for name, array in pytree.flatten_with_names(loaded).items()
+    if not isinstance(array, jax.ShapeDtypeStruct)
+  }
+
+
+def _check_optimizer(plan: Plan) -> None:
+  if plan.total_steps is None:
+    return
+  sizes = {
+    'total_steps': plan.total_steps,
+    'batch_size': plan.config.input.batch_size,
+    'data_size': plan.source and plan.source.num_examples,
+  }
+  with plan.mistakes.of(''):
+    optim.check(plan.config, **sizes)
+    if plan.params_shapes:
+      plan.optimizer, plan.schedules = optim.make(
+        plan.config, plan.params_shapes, **sizes
+      )
+
+
+def _check_evaluators(plan: Plan) -> None:
+  for name, spec in plan.config.evals.items():
+    with plan.mistakes.of(f'config.evals.{name}'):
+      entry = eval_common.from_config(
+        name,
+        spec,
+        plan.task.predict_fns if plan.task else None,
+        plan.steps,
+        plan.config.input,
+      )
+      for source in entry.evaluator.sources():
+        plan.note_missing(f'config.evals.{name}', source)
+      if plan.params_shapes:
+        entry.evaluator.check(plan.params_shapes)
+      plan.evaluators.append(entry)
+
+
+def report_mistakes(plans: Iterable[Plan], *, data_needed: bool) -> str:
+  """What stops the runs, each thing once, as text; empty if nothing does."""
+  problems = {}
+  for plan in plans:
+    problems |= dict.fromkeys(plan.mistakes.messages)
+    if data_needed:
+      problems |= dict.fromkeys(_missing_lines(plan))
+  if not problems:
+    return ''
+  lines = [f'{len(problems)} to mend before this config can run:']
+  for i, problem in enumerate(problems, 1):
+    lines.append(f'{i}. ' + problem.replace('\n', '\n   '))
+  return '\n'.join(lines)
+
+
+def _missing_lines(plan: Plan) -> list[str]:
+  return [f'{", ".join(w)}: {what}' for what, w in plan.missing.items()]
+
+
+def _bytes(tree: Any) -> int:
+  leaves = jax.tree.leaves(tree)
+  return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
+def _size(num_bytes: float) -> str:
+  for unit in ('B', 'kB', 'MB'):
+    if num_bytes < 1000:
+      return f'{num_bytes:.3g} {unit}'
+    num_bytes /= 1000
+  return f'{num_bytes:,.3g} GB'
+
+
+def summary(plan: Plan, flops: float) -> str:
+  """What the run will be, for `--dry_run`.
+
+  Args:
+    plan: without mistakes.
+    flops: floating-point operations of one step, over all devices.
+  """
+  rows = [
+    *_summarize_model(plan),
+    *_summarize_course(plan),
+    ('FLOPs a step', f'{flops:.3e}'),
+    *_summarize_devices(plan),
+  ]
+  for entry in plan.evaluators:
+    names = ', '.join(s.name for s in entry.evaluator.sources())
+    rows.append(('evaluator', f'{entry.name}: {names}, every {entry.every:,}'))
+  rows += [('not prepared', text) for text in _missing_lines(plan)]
+  indent = '\n' + ' ' * 16
+  return '\n'.join(f'{k:<15} ' + v.replace('\n', indent) for k, v in rows)
+
+
+def _summarize_model(plan: Plan) -> list[tuple[str, str]]:
+  config = plan.config
+  num_params = sum(x.size for x in jax.tree.leaves(plan.params_shapes))
+  fields = ', '.join(f'{k}={v}' for k, v in config.model.items())
+  return [
+    ('task', config.task),
+    ('model', f'{config.model_name}: {fields}'),
+    ('parameters', f'{num_params:,}'),
+  ]
+
+
+def _summarize_course(plan: Plan) -> list[tuple[str, str]]:
+  config, total = plan.config, plan.total_steps
+  batch_size, n = config.input.batch_size, plan.source.num_examples
+  at = [round(total * quarter / 4) for quarter in range(5)]
+  rates = [
+    ', '.join(f'{config.lr * float(s(step)):.3g}' for step in at)
+    for s in plan.schedules
+  ]
+  size = f'{n:,} examples' if n else 'size not known without the data'
+  return [
+    ('data', f'{plan.source.name}, {size}'),
+    ('steps', f'{total:,} of {batch_size:,} examples'),
+    ('epochs', f'{total * batch_size / n:.4g}' if n else '?'),
+    *(('learning rate', f'{r} at steps {at}') for r in rates),
+  ]
+
+
+def _summarize_devices(plan: Plan) -> list[tuple[str, str]]:
+  devices = jax.devices()
+  opt = jax.eval_shape(plan.optimizer.init, plan.params_shapes)
+  params = _size(_bytes(plan.params_shapes))
+  batch = _size(_bytes(plan.batch_shapes) / len(devices))
+  return [
+    ('devices', f'{len(devices)} ({devices[0].device_kind})'),
+    (
+      'bytes a device',
+      f'parameters {params}, optimizer {_size(_bytes(opt))}, gradients'
+      f' {params}, batch {batch}; activations not counted',
+    ),
+  ]

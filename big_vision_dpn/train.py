@@ -1,0 +1,292 @@
+r"""Trains a model as a config says.
+
+    python -m big_vision_dpn.train \
+      --config configs/proj/dpn/quickstart.py --workdir workdirs/quickstart
+
+The same command again goes on where the run stopped, exactly. Arguments of a
+config stand behind a colon, fields are set with --config.FIELD:
+
+    --config configs/proj/dpn/cifar10.py:patch_norm=none,seed=1 --config.lr=3e-4
+
+`--dry_run` checks everything and tells what the run would be, without data.
+The fields of a config: `python -m big_vision_dpn.config`.
+"""
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from big_vision_dpn import (
+  comparison,
+  input_pipeline,
+  optim,
+  preflight,
+  pytree,
+  sharding,
+  writers,
+)
+from big_vision_dpn.checkpoint import Checkpointer, write_config
+from big_vision_dpn.chrono import Chrono, itstime
+from big_vision_dpn.config import ConfigError
+from big_vision_dpn.evaluators.common import Entry
+from big_vision_dpn.writers import note
+
+USER_MISTAKE = 2  # Exit code.
+
+
+def make_update_fn(plan: preflight.Plan) -> Callable:
+  """The training step: (state, batch, step) -> (state, measurements).
+
+  `state` is a dict of `params` and `opt`; `step` the number of updates done.
+  Randomness is a function of (config.seed, step) alone.
+  """
+  config, task, optimizer = plan.config, plan.task, plan.optimizer
+  is_frozen = optim.frozen(config, plan.params_shapes)
+
+  def update_fn(state, batch, step):
+    # Like threefry, rbg gives the same numbers on any mesh; dropout with it
+    # compiles several times faster on a CPU and runs faster on a TPU.
+    rng = jax.random.fold_in(jax.random.key(config.seed, impl='rbg'), step)
+    params = state['params']
+    (_, measurements), grads = jax.value_and_grad(task.loss, has_aux=True)(
+      params, batch, rng
+    )
+    updates, opt = optimizer.update(grads, state['opt'], params)
+    params = optax.apply_updates(params, updates)
+    grads = pytree.flatten_with_names(grads)
+    trained = {k: g for k, g in grads.items() if not is_frozen[k]}
+    measurements |= {
+      'l2_grads': pytree.l2_norm(trained),
+      'l2_params': pytree.l2_norm(params),
+      'l2_updates': pytree.l2_norm(updates),
+    }
+    return {'params': params, 'opt': opt}, measurements
+
+  return update_fn
+
+
+def init_state(plan: preflight.Plan, mesh: jax.sharding.Mesh) -> Any:
+  """The state before the first step, replicated on the devices."""
+
+  @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+  def init(rng, loaded):
+    batch = jax.tree.map(
+      lambda s: jnp.zeros((1, *s.shape[1:]), s.dtype), plan.batch_shapes
+    )
+    params = plan.task.init(rng, batch)
+    params = pytree.map_with_names(lambda k, x: loaded.get(k, x), params)
+    return {'params': params, 'opt': plan.optimizer.init(params)}
+
+  return init(jax.random.key(plan.config.seed), plan.loaded_params)
+
+
+def abstract_state(plan: preflight.Plan, mesh: jax.sharding.Mesh) -> Any:
+  """Shapes and shardings of the training state."""
+  opt = jax.eval_shape(plan.optimizer.init, plan.params_shapes)
+  replicated = sharding.replicated(mesh)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+    {'params': plan.params_shapes, 'opt': opt},
+  )
+
+
+def flops_a_step(plan: preflight.Plan) -> float:
+  """Floating-point operations of one step, by XLA's count; compiles nothing."""
+  state = abstract_state(plan, sharding.make_mesh())
+  lowered = jax.jit(make_update_fn(plan)).lower(state, plan.batch_shapes, 0)
+  return lowered.cost_analysis()['flops']
+
+
+def batches_from(
+  plan: preflight.Plan, mesh: jax.sharding.Mesh, start_step: int
+) -> Iterator[dict[str, jax.Array]]:
+  """Training batches on the devices, some ahead of their use."""
+  config = plan.config
+  dataset = input_pipeline.training(
+    plan.source,
+    plan.preprocess,
+    config.input,
+    seed=config.seed,
+    start_step=start_step,
+    rows=sharding.local_rows(mesh, config.input.batch_size),
+  )
+  ahead = []
+  for batch in dataset.as_numpy_iterator():
+    ahead.append(sharding.put_batch(batch, mesh))
+    if len(ahead) > config.input.prefetch:
+      yield ahead.pop(0)
+
+
+def train(plan: preflight.Plan, name: str, workdir: str | None) -> None:
+  """Trains, or goes on training, until the last step.
+
+  Args:
+    plan: without mistakes, its data there.
+    name: of the run, on the progress lines.
+    workdir: of checkpoints and metrics; None saves nothing.
+  """
+  config, total_steps = plan.config, plan.total_steps
+  mesh = sharding.make_mesh()
+
+  # Where to begin: at the newest checkpoint of the workdir, or afresh.
+  checkpointer, restored = None, None
+  if workdir:
+    write_config(workdir, config)
+    checkpointer = Checkpointer(workdir, plan.steps('keep_ckpt'))
+    restored = checkpointer.restore_newest(abstract_state(plan, mesh))
+  first_step, state, extra = restored or (0, init_state(plan, mesh), None)
+
+  chrono = Chrono(
+    first_step=first_step,
+    total_steps=total_steps,
+    batch_size=config.input.batch_size,
+    devices=jax.device_count(),
+  )
+  if restored:
+    chrono.restore(extra['chrono'])
+    note(f'{name}: goes on behind step {first_step} of {total_steps}')
+  writer = writers.make(workdir, first_step)
+  progress = writers.Progress(name, first_step, total_steps)
+
+  update_fn = jax.jit(make_update_fn(plan), donate_argnums=0)
+  batches = batches_from(plan, mesh, first_step)
+  log_every, ckpt_every = plan.steps('log_training'), plan.steps('ckpt')
+
+  for step in range(first_step + 1, total_steps + 1):
+    profile(config.profile_steps, step, workdir)
+    state, measurements = update_fn(state, next(batches), step - 1)
+    progress.step()
+    metrics = {}
+
+    if itstime(step, log_every, total_steps, first=True):
+      metrics |= jax.device_get(measurements) | chrono.tick(step)
+      metrics |= schedule_metrics(plan, step)
+      progress.report(step, metrics, chrono.seconds_left(step))
+
+    for entry in plan.evaluators:
+      if itstime(step, entry.every, total_steps):
+        jax.block_until_ready(state)
+        with chrono.paused():
+          metrics |= evaluate(entry, state['params'], mesh)
+
+    # Metrics before the checkpoint: a run that goes on from it lacks none.
+    if metrics:
+      writer.write(step, metrics)
+    if checkpointer and itstime(step, ckpt_every, total_steps):
+      with chrono.paused():
+        checkpointer.save(step, state, {'chrono': chrono.state()})
+
+  progress.close()
+  writer.close()
+  if checkpointer:
+    checkpointer.close()
+
+
+def schedule_metrics(plan: preflight.Plan, step: int) -> dict[str, float]:
+  """Learning rate and schedules of the update that led to `step`; epochs."""
+  metrics = {
+    f'global_schedule{i or ""}': float(schedule(step - 1))
+    for i, schedule in enumerate(plan.schedules)
+  }
+  examples = step * plan.config.input.batch_size
+  return metrics | {
+    'lr': plan.config.lr * metrics['global_schedule'],
+    'epoch': examples / plan.source.num_examples,
+  }
+
+
+def evaluate(
+  entry: Entry, params: Any, mesh: jax.sharding.Mesh
+) -> dict[str, float]:
+  """Runs one evaluator and prints its metrics."""
+  metrics = {
+    entry.prefix + key: value
+    for key, value in entry.evaluator.run(params, mesh)
+  }
+  note('  '.join(f'{key} {value:.4f}' for key, value in metrics.items()))
+  return metrics
+
+
+def profile(steps: Any, step: int, workdir: str | None) -> None:
+  """Starts and stops the trace of config.profile_steps, (first, last)."""
+  if steps and workdir and step == steps[0]:
+    jax.profiler.start_trace(os.path.join(workdir, 'profile'))
+  if steps and workdir and step == steps[1] + 1:
+    jax.profiler.stop_trace()
+
+
+def run(config: Any, workdir: str | None, *, dry_run: bool) -> int:
+  """Checks and then trains a config, or each variant of its comparison.
+
+  Returns:
+    The exit code: 0, or 2 for a user's mistake, which has been reported.
+  """
+  try:
+    variants = comparison.variants(config, workdir)
+  except ConfigError as e:
+    return report(f'config.comparison: {e}')
+  plans = {v.name: preflight.check(v.config, v.workdir) for v in variants}
+  mistakes = preflight.report_mistakes(plans.values(), data_needed=not dry_run)
+  if mistakes:
+    return report(mistakes)
+  if dry_run:
+    for name, plan in plans.items():
+      note(f'{name}\n{preflight.summary(plan, flops_a_step(plan))}\n')
+    return 0
+  for variant in variants:
+    train(plans[variant.name], variant.name, variant.workdir)
+  if config.get('comparison'):
+    comparison.report(config.comparison, workdir)
+  return 0
+
+
+def report(mistakes: str) -> int:
+  """Prints what is wrong to stderr; returns the exit code."""
+  print(mistakes, file=sys.stderr)
+  return USER_MISTAKE
+
+
+def define_flags() -> None:
+  config_flags.DEFINE_config_file('config', None, 'The config file[:ARG].')
+  flags.DEFINE_string(
+    'workdir', None, 'Folder, local or gs://, of checkpoints and metrics.'
+  )
+  flags.DEFINE_bool('dry_run', False, 'Check and tell, without training.')
+  flags.mark_flag_as_required('config')
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses the command line and loads the config; a mistake there exits."""
+  try:
+    rest = flags.FLAGS(argv)
+    flags.FLAGS.config.items  # noqa: B018 A missing file only shows in use.
+    return rest
+  except AttributeError as e:  # Of config_flags: an override of no field.
+    text = f'--config.FIELD sets a field that the config file has: {e}'
+  except (flags.Error, OSError) as e:
+    # config_flags wraps what a config raises in a text with its traceback.
+    text = str(e)
+    while e := e.__cause__ or e.__context__:
+      text = str(e) if isinstance(e, ConfigError | OSError) else text
+  sys.exit(report(text))
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  logging.set_verbosity(logging.WARNING)  # Libraries; we print by `note`.
+  sharding.initialize_processes()
+  FLAGS = flags.FLAGS
+  sys.exit(run(FLAGS.config, FLAGS.workdir, dry_run=FLAGS.dry_run))
+
+
+if __name__ == '__main__':
+  define_flags()
+  app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,401 @@
+"""The trainer as its user meets it: the command line, files, mistakes."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from big_vision_dpn import checkpoint, comparison, preflight, train, writers
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+PP = (
+  'decode(1)|resize(16)|value_range(-1, 1)'
+  '|onehot(10, key="label", key_result="labels")|keep("image", "labels")'
+)
+
+# A real run of seconds: dropout, mixup and a random crop draw every step.
+TINY = f"""
+import ml_collections
+
+def get_config(arg=None):
+  c = ml_collections.ConfigDict(type_safe=False)
+  c.seed = 3
+  c.total_steps = 24
+  c.num_classes = 10
+  c.loss = 'softmax_xent'
+  c.input = dict(
+    data=dict(name='mnist5k', split='train[:100]'),
+    batch_size=16,
+    pp='decode(1)|resize(18)|random_crop(16)|{PP.partition('16)|')[2]}',
+  )
+  c.mixup = dict(p=0.2)
+  c.model = dict(
+    patch_size=4, width=16, depth=1, mlp_dim=32, num_heads=2, dropout=0.1,
+    patch_norm='dual',
+  )
+  c.lr = 3e-3
+  c.wd = 1e-4
+  c.grad_clip_norm = 1.0
+  c.schedule = dict(decay_type='cosine', warmup_steps=4)
+  c.log_training_steps = 2
+  c.ckpt_steps = 5
+  c.evals = dict(val=dict(
+    type='classification', data=dict(name='mnist5k', split='test[:50]'),
+    pp_fn='{PP}', loss_name='softmax_xent', log_steps=6))
+  return c
+"""
+
+
+@pytest.fixture(scope='module')
+def config_file(tmp_path_factory):
+  path = tmp_path_factory.mktemp('config') / 'tiny.py'
+  path.write_text(TINY)
+  return path
+
+
+def _tiny_config(**fields):
+  scope = {}
+  exec(TINY, scope)
+  config = scope['get_config']()
+  config.update(ml_collections.ConfigDict(fields))
+  return config
+
+
+def _command(config_file, *args):
+  return [
+    sys.executable,
+    '-m',
+    'big_vision_dpn.train',
+    '--config',
+    str(config_file),
+    *map(str, args),
+  ]
+
+
+def _run(config_file, *args, **kw):
+  return subprocess.run(
+    _command(config_file, *args),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=600,
+    **kw,
+  )
+
+
+def _final_state(workdir):
+  """All arrays of the newest checkpoint, as they are on disk."""
+  plan = preflight.check(_tiny_config())
+  mesh = jax.make_mesh(
+    (1,),
+    ('data',),
+    axis_types=(jax.sharding.AxisType.Auto,),
+    devices=jax.devices()[:1],
+  )
+  target = train.abstract_state(plan, mesh)
+  reader = checkpoint.Checkpointer(str(workdir))
+  step, state, _ = reader.restore_newest(target)
+  reader.close()
+  return step, jax.device_get(jax.tree.leaves(state))
+
+
+@pytest.fixture(scope='module')
+def finished(config_file, tmp_path_factory):
+  """A workdir with an uninterrupted run, and what the run printed."""
+  workdir = tmp_path_factory.mktemp('whole')
+  result = _run(config_file, '--workdir', workdir)
+  assert result.returncode == 0, result.stderr
+  return workdir, result.stdout
+
+
+def test_a_run_writes_metrics_checkpoints_and_progress(finished):
+  workdir, printed = finished
+  records = writers.read_metrics(str(workdir))
+  assert [r['step'] for r in records] == [1, *range(2, 25, 2)]
+  logged = {
+    'training_loss', 'l2_grads', 'l2_params', 'l2_updates', 'global_schedule',
+    'lr', 'img/sec', 'img/sec/core', 'core_hours', 'epoch', 'examples_seen',
+  }  # fmt: skip
+  assert all(logged <= r.keys() for r in records)
+  assert [r['step'] for r in records if 'val/prec@1' in r] == [6, 12, 18, 24]
+  assert records[0]['training_loss'] == pytest.approx(np.log(10), abs=1e-5)
+  assert records[-1]['epoch'] == 24 * 16 / 100
+  # The multiplier of the update that led to a step: step 1 had none before.
+  assert records[0]['global_schedule'] == 0.0
+  assert records[1]['global_schedule'] == 0.25
+  assert records[-1]['lr'] == pytest.approx(
+    3e-3 * records[-1]['global_schedule']
+  )
+  assert (workdir / 'checkpoints' / '24').is_dir()
+  assert json.loads((workdir / 'config.json').read_text())['seed'] == 3
+  for part in (
+    'step 24/24 (100%)',
+    'loss',
+    'lr',
+    'img/s',
+    'left',
+    'val/prec@1',
+  ):
+    assert part in printed
+  assert 'Traceback' not in printed
+
+
+def test_running_a_finished_run_again_changes_nothing(finished, config_file):
+  workdir, _ = finished
+  before = (workdir / 'metrics.jsonl').read_text()
+  assert _run(config_file, '--workdir', workdir).returncode == 0
+  assert (workdir / 'metrics.jsonl').read_text() == before
+
+
+def _kill_behind_step(config_file, workdir, step):
+  """Starts the run and ends it with SIGKILL once it has logged `step`."""
+  process = subprocess.Popen(
+    _command(config_file, '--workdir', workdir),
+    cwd=ROOT,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+  deadline = time.monotonic() + 300
+  while time.monotonic() < deadline and process.poll() is None:
+    records = writers.read_metrics(str(workdir))
+    if records and records[-1]['step'] >= step:
+      break
+    time.sleep(0.01)
+  process.send_signal(signal.SIGKILL)
+  assert process.wait() == -signal.SIGKILL, 'the run ended before the kill'
+
+
+def test_killed_twice_it_ends_with_the_same_bits(
+  finished, config_file, tmp_path
+):
+  _kill_behind_step(config_file, tmp_path, 8)
+  _kill_behind_step(config_file, tmp_path, 14)
+  result = _run(config_file, '--workdir', tmp_path)
+  assert result.returncode == 0, result.stderr
+  assert 'goes on behind step' in result.stdout
+
+  step, expected = _final_state(finished[0])
+  resumed_step, resumed = _final_state(tmp_path)
+  assert step == resumed_step == 24
+  assert len(expected) > 30
+  for a, b in zip(resumed, expected, strict=True):
+    np.testing.assert_array_equal(a, b)
+
+  # Metrics: every step once, and equal but for what a clock measures.
+  timed = ('img/sec', 'img/sec/core', 'core_hours')
+  untimed = lambda w: [
+    {k: v for k, v in r.items() if k not in timed}
+    for r in writers.read_metrics(str(w))
+  ]
+  assert untimed(tmp_path) == untimed(finished[0])
+
+
+def test_another_config_in_the_same_workdir_is_refused(finished, config_file):
+  workdir, _ = finished
+  result = _run(config_file, '--workdir', workdir, '--config.lr=0.5')
+  assert result.returncode == 2
+  assert 'lr: 0.003 there, 0.5 now' in result.stderr
+  assert 'Traceback' not in result.stderr
+
+
+def _report(**fields):
+  """What the user reads on stderr for a config with these fields."""
+  plan = preflight.check(_tiny_config(**fields))
+  return preflight.report_mistakes([plan], data_needed=True)
+
+
+def test_the_tiny_config_has_no_mistakes():
+  assert _report() == ''
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'sead': 1}, "Did you mean 'seed'"),
+    ({'task': 'clasification'}, "Did you mean 'classification'"),
+    ({'model_name': 'vitt'}, "unknown model 'vitt'. Did you mean 'vit'"),
+    ({'model': {'variant': 'Q/16'}}, "unknown variant 'Q'"),
+    ({'model': {'patchnorm': 'dual'}}, "Did you mean 'patch_norm'"),
+    ({'model': {'patch_size': 5}}, 'do not divide an image of 16×16'),
+    ({'loss': 'softmax'}, "Did you mean 'softmax_xent'"),
+    ({'optax_name': 'scale_by_adan'}, "Did you mean 'scale_by_adam'"),
+    ({'optax': {'bl': 1}}, "unknown argument of scale_by_adam 'bl'"),
+    ({'schedule': {'decay_type': 'cosin'}}, "Did you mean 'cosine'"),
+    ({'wd_mults': [('kernel', 1.0)]}, "config.wd_mults: 'kernel' matches none"),
+    ({'mixup': {'alpha': 1}}, "unknown argument of mixup 'alpha'"),
+    ({'num_classes': 11}, 'expected [11], config.num_classes'),
+    ({'input': {'batch_size': 12}}, 'a multiple of the 8 devices'),
+    ({'input': {'pp': 'decode|flip'}}, 'pp op 2 (flip), column 8'),
+    ({'input': {'pp': 'decode|resize(16'}}, 'pp op 2'),
+    ({'input': {'pp': 'decode|resize(16)'}}, "'labels' is needed"),
+    ({'input': {'data': {'name': 'mnist6k'}}}, "no data set 'mnist6k'"),
+    ({'input': {'data': {'split': 'val'}}}, "unknown split 'val'"),
+    ({'evals': {'val': {'type': 'clas'}}}, "unknown evaluator 'clas'"),
+    ({'evals': {'val': {'data': {'split': 'val'}}}}, 'config.evals.val: data'),
+    ({'evals': {'val': {'lossname': 'x'}}}, "Did you mean 'loss_name'"),
+    ({'model_init': '/nowhere/x.npz'}, '/nowhere/x.npz'),
+    ({'total_steps': None}, 'config.total_steps'),
+  ],
+)
+def test_mistakes(fields, message):
+  assert message in _report(**fields)
+
+
+def test_missing_data_of_an_evaluator_is_reported(tmp_path):
+  data = {'name': 'cifar10', 'split': 'test', 'data_dir': str(tmp_path)}
+  report = _report(evals={'val': {'data': data, 'pp_fn': PP}})
+  assert f'config.evals.val: cifar10 is not in {tmp_path}' in report
+  assert f'build cifar10 --data_dir={tmp_path}' in report
+
+
+def test_all_mistakes_come_in_one_report(config_file):
+  result = _run(
+    config_file,
+    '--config.loss=xent',
+    '--config.input.pp=decode|flip',
+    '--config.evals.val.data.split=tset',
+    '--config.model.patch_norm=dul',
+    '--config.grad_clip_norm=2',
+  )
+  assert result.returncode == 2
+  assert 'Traceback' not in result.stderr
+  assert result.stderr.startswith('4 to mend')
+  for part in ('xent', 'flip_lr', "Did you mean 'test'", "'dual'"):
+    assert part in result.stderr
+
+
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    (['configs/nowhere.py'], 'configs/nowhere.py'),
+    (['configs/proj/dpn/vit_i1k.py:varient=S/16'], "Did you mean 'variant'"),
+    (['configs/proj/dpn/vit_i1k.py', '--config.lrr=1'], '"lr"'),
+    (['configs/proj/dpn/vit_i1k.py', '--dryrun'], 'dry_run'),
+  ],
+)
+def test_mistakes_on_the_command_line(args, message):
+  result = _run(*args)
+  assert result.returncode == 2
+  assert message in result.stderr
+  assert 'Traceback' not in result.stderr
+
+
+def test_dry_run_of_imagenet_needs_no_data(capsys, tmp_path):
+  scope = {}
+  exec((ROOT / 'configs/proj/dpn/vit_i1k.py').read_text(), scope)
+  config = scope['get_config']('variant=S/16,patch_norm=dual')
+  config.input.data.data_dir = str(tmp_path)
+  for spec in config.evals.values():
+    spec.data.data_dir = str(tmp_path)
+  assert train.run(config, None, dry_run=True) == 0
+  printed = capsys.readouterr().out
+  # 22,198,120 parameters without DPN, which adds two LayerNorms.
+  assert f'{22_198_120 + 2 * (16 * 16 * 3 + 384):,}' in printed
+  assert '1,268,355 examples' in printed
+  assert '92,897 of 4,096' in printed
+  assert 'ILSVRC2012_img_train.tar' in printed
+  # Multiply-adds of the matmuls, twice forward and twice that backward.
+  tokens, width, mlp, depth = 197, 384, 1536, 12
+  macs = depth * (
+    tokens * (4 * width**2 + 2 * width * mlp) + 2 * tokens**2 * width
+  )
+  flops = float(printed.split('FLOPs a step')[1].split()[0])
+  assert flops == pytest.approx(4096 * 6 * macs, rel=0.1)
+
+
+def test_eight_devices_train_like_one(tmp_path, monkeypatch):
+  """Losses of a run over eight devices and over one, to float32 rounding."""
+  config = _tiny_config(total_steps=6, evals={}, log_training_steps=1)
+  del config.evals['val']
+  losses = []
+  for devices in (8, 1):
+    workdir = tmp_path / str(devices)
+    mesh = jax.make_mesh(
+      (devices,),
+      ('data',),
+      axis_types=(jax.sharding.AxisType.Auto,),
+      devices=jax.devices()[:devices],
+    )
+    monkeypatch.setattr(train.sharding, 'make_mesh', lambda mesh=mesh: mesh)
+    train.train(preflight.check(config), 'run', str(workdir))
+    records = writers.read_metrics(str(workdir))
+    losses.append([r['training_loss'] for r in records])
+  np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_model_init_starts_from_a_big_vision_file(tmp_path):
+  from big_vision_dpn import pytree, sharding
+
+  config = _tiny_config()
+  plan = preflight.check(config)
+  params = train.init_state(plan, sharding.make_mesh())['params']
+  names = pytree.flatten_with_names(params)
+  rng = np.random.default_rng(0)
+  arrays = {
+    f'params/{k}': rng.normal(size=v.shape).astype(np.float32)
+    for k, v in names.items()
+  }
+  np.savez(tmp_path / 'init.npz', **arrays)
+  config.model_init = str(tmp_path / 'init.npz')
+  config.model_load = {'dont_load': ['head/.*']}
+  plan = preflight.check(config)
+  assert not plan.mistakes.messages
+  loaded = train.init_state(plan, sharding.make_mesh())['params']
+  for name, value in pytree.flatten_with_names(loaded).items():
+    fresh = name.startswith('head/')
+    expected = names[name] if fresh else arrays[f'params/{name}']
+    np.testing.assert_array_equal(value, expected)
+
+
+def test_profile_writes_a_trace(tmp_path):
+  config = _tiny_config(total_steps=5, profile_steps=(2, 4))
+  del config.evals['val']
+  train.train(preflight.check(config), 'run', str(tmp_path))
+  assert list(tmp_path.glob('profile/**/*.xplane.pb'))
+
+
+def test_a_comparison_trains_its_runs_and_draws_them(tmp_path, capsys):
+  config = _tiny_config(total_steps=4)
+  config.comparison = ml_collections.ConfigDict(
+    {
+      'metric': 'val/prec@1',
+      'runs': [
+        ('dpn', {'model': {'patch_norm': 'dual'}}),
+        ('baseline', {'model': {'patch_norm': 'none'}}),
+      ],
+      'next_steps': 'and then?',
+    }
+  )
+  assert train.run(config, str(tmp_path), dry_run=False) == 0
+  printed = capsys.readouterr().out
+  assert printed.index('dpn  step') < printed.index('baseline  step')
+  assert 'and then?' in printed
+  assert (tmp_path / 'comparison.png').stat().st_size > 10_000
+  for variant in comparison.variants(config, str(tmp_path)):
+    stored = json.loads(
+      pathlib.Path(variant.workdir, 'config.json').read_text()
+    )
+    expected = {'dpn': 'dual', 'baseline': 'none'}[variant.name]
+    assert stored['model']['patch_norm'] == expected
+
+
+def test_a_comparison_needs_a_workdir(capsys):
+  config = _tiny_config()
+  config.comparison = {'metric': 'val/prec@1', 'runs': [('a', {})]}
+  assert train.run(config, None, dry_run=False) == 2
+  assert '--workdir' in capsys.readouterr().err
+
+
+def test_without_a_workdir_nothing_is_written(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert train.run(_tiny_config(total_steps=4), None, dry_run=False) == 0
+  assert os.listdir(tmp_path) == []
