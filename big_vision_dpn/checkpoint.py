@@ -6,12 +6,13 @@ and `checkpoints/STEP/`, the newest two and those kept for ever.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.experimental import multihost_utils
 from tensorflow.io import gfile
 
 from big_vision_dpn import config as config_lib
@@ -50,7 +51,9 @@ def check_workdir(workdir: str, config: Any) -> None:
 
 
 def write_config(workdir: str, config: Any) -> None:
-  """Records the run's config, atomically."""
+  """Records the run's config, atomically, from the first process."""
+  if jax.process_index():
+    return
   gfile.makedirs(workdir)
   temporary = _config_file(workdir) + '.tmp'
   with gfile.GFile(temporary, 'w') as f:
@@ -106,9 +109,11 @@ class Checkpointer:
       to `damaged_checkpoints/`, and the one before it is taken.
 
     Raises:
-      RuntimeError: there are checkpoints and every one is damaged.
+      RuntimeError: there are checkpoints and every one is damaged. They stay
+        where they are: a second start must not take the run for a new one.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
+    damaged = []
     for step in steps:
       try:
         restored = self._manager.restore(
@@ -121,27 +126,30 @@ class Checkpointer:
       except Exception as e:  # Any damage, in whichever of Orbax's errors.
         logging.warning('Checkpoint %s/%d is damaged: %s',
                         self._directory, step, e)  # fmt: skip
-        self._move_aside(step)
+        damaged.append(step)
         continue
+      if damaged:
+        self._move_aside(damaged)
       return step, restored.state, restored.extra
     if steps:
       raise RuntimeError(
-        f'none of the checkpoints {steps} in {self._directory} can be read;'
-        ' they are kept in damaged_checkpoints. Start again in another workdir'
+        f'none of the checkpoints {steps} in {self._directory} can be read.'
+        ' Start again in another workdir'
       )
     return None
 
-  def _move_aside(self, step: int) -> None:
+  def _move_aside(self, steps: Sequence[int]) -> None:
     if jax.process_index() == 0:
       aside = os.path.join(
         os.path.dirname(self._directory), 'damaged_checkpoints'
       )
       gfile.makedirs(aside)
-      gfile.rename(
-        os.path.join(self._directory, str(step)),
-        os.path.join(aside, str(step)),
-        overwrite=True,
-      )
+      for step in map(str, steps):
+        moved = os.path.join(aside, step)
+        if gfile.exists(moved):  # The same step was damaged before.
+          gfile.rmtree(moved)
+        gfile.rename(os.path.join(self._directory, step), moved)
+    multihost_utils.sync_global_devices('damaged checkpoints moved aside')
     self._manager.reload()
 
   def close(self) -> None:

@@ -42,7 +42,8 @@ def variants(
   """The runs that a config stands for: one, or those of its comparison.
 
   Raises:
-    ConfigError: a comparison without runs or with unknown fields.
+    ConfigError: a comparison without runs, with two of one name, or with
+      unknown fields.
   """
   if not config.get('comparison'):
     return [Variant('train', config, workdir)]
@@ -52,6 +53,12 @@ def variants(
     raise ConfigError('needs runs, a list of (name, fields), and metric')
   if not workdir:
     raise ConfigError('its runs need a --workdir, to be compared afterwards')
+  for run in spec.runs:
+    if not _is_run(run):
+      raise ConfigError(f'runs has {run!r}; expected (name, fields)')
+  names = [name for name, _ in spec.runs]
+  if len(set(names)) < len(names):  # They would share a folder.
+    raise ConfigError(f'runs has a name twice: {", ".join(names)}')
   result = []
   for name, fields in spec.runs:
     own = ml_collections.ConfigDict(config.to_dict(), type_safe=False)
@@ -59,6 +66,15 @@ def variants(
     own.update(fields)
     result.append(Variant(name, own, os.path.join(workdir, name)))
   return result
+
+
+def _is_run(run: Any) -> bool:
+  return (
+    isinstance(run, list | tuple)
+    and len(run) == 2
+    and isinstance(run[0], str)
+    and isinstance(run[1], Mapping | ml_collections.ConfigDict)
+  )
 
 
 def report(spec: Mapping[str, Any], workdir: str) -> None:

@@ -144,6 +144,11 @@ def train(plan: preflight.Plan, name: str, workdir: str | None) -> None:
     restored = checkpointer.restore_newest(abstract_state(plan, mesh))
   first_step, state, extra = restored or (0, init_state(plan, mesh), None)
 
+  note(
+    f'{name}: {total_steps:,} steps of {config.input.batch_size} examples of'
+    f' {plan.source.name}, on {jax.device_count()} {jax.devices()[0].platform};'
+    f' begins behind step {first_step:,}; the first step compiles'
+  )
   chrono = Chrono(
     first_step=first_step,
     total_steps=total_steps,
@@ -152,7 +157,6 @@ def train(plan: preflight.Plan, name: str, workdir: str | None) -> None:
   )
   if restored:
     chrono.restore(extra['chrono'])
-    note(f'{name}: goes on behind step {first_step} of {total_steps}')
   writer = writers.make(workdir, first_step)
   progress = writers.Progress(name, first_step, total_steps)
 
@@ -175,7 +179,9 @@ def train(plan: preflight.Plan, name: str, workdir: str | None) -> None:
       if itstime(step, entry.every, total_steps):
         jax.block_until_ready(state)
         with chrono.paused():
-          metrics |= evaluate(entry, state['params'], mesh)
+          results = evaluate(entry, state['params'], mesh)
+        progress.report_results(step, results)
+        metrics |= results
 
     # Metrics before the checkpoint: a run that goes on from it lacks none.
     if metrics:
@@ -206,13 +212,11 @@ def schedule_metrics(plan: preflight.Plan, step: int) -> dict[str, float]:
 def evaluate(
   entry: Entry, params: Any, mesh: jax.sharding.Mesh
 ) -> dict[str, float]:
-  """Runs one evaluator and prints its metrics."""
-  metrics = {
+  """Metrics of one evaluator, by their full names."""
+  return {
     entry.prefix + key: value
     for key, value in entry.evaluator.run(params, mesh)
   }
-  note('  '.join(f'{key} {value:.4f}' for key, value in metrics.items()))
-  return metrics
 
 
 def profile(steps: Any, step: int, workdir: str | None) -> None:

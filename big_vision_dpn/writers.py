@@ -124,6 +124,11 @@ class Progress:
       f'  left {format_seconds(seconds_left)}'
     )
 
+  def report_results(self, step: int, results: Mapping[str, float]) -> None:
+    """Shows the metrics of an evaluator."""
+    values = '  '.join(f'{key} {value:.4f}' for key, value in results.items())
+    note(f'{self._name}  step {step}  {values}')
+
   def close(self) -> None:
     if self._bar is not None:
       self._bar.close()

@@ -156,7 +156,9 @@ def two_processes() -> list[dict]:
       p.kill()
   for p, (_, stderr) in zip(processes, outputs, strict=True):
     assert p.returncode == 0, stderr
-  return [json.loads(out.splitlines()[-1]) for out, _ in outputs]
+  # Beside the libraries' own lines.
+  lines = [[s for s in out.splitlines() if s[0] == '{'] for out, _ in outputs]
+  return [json.loads(line) for (line,) in lines]
 
 
 def test_processes_join_by_the_environment(two_processes):

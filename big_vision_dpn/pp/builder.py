@@ -24,7 +24,6 @@ from big_vision_dpn.config import ConfigError
 from big_vision_dpn.pp import registry
 from big_vision_dpn.pp.rng import Rng
 
-MODULES = ('ops_general', 'ops_image', 'randaug')
 # Modules of ours that big_vision's configs call by another name.
 _ALIASES = {'archive.randaug': 'randaug'}
 _QUOTED = re.compile(r"""(["'])(?:\\.|(?!\1).)*\1""")
@@ -38,7 +37,7 @@ class _Step:
   random: bool
 
 
-def import_ops(modules: Iterable[str] = MODULES) -> None:
+def import_ops(modules: Iterable[str]) -> None:
   """Imports the modules that register ops, as `config.pp_modules` names them.
 
   Args:

@@ -5,9 +5,7 @@ import pytest
 import tensorflow as tf
 
 from big_vision_dpn.config import ConfigError
-from big_vision_dpn.pp.builder import get_preprocess_fn, import_ops
-
-import_ops()
+from big_vision_dpn.pp.builder import get_preprocess_fn
 
 
 def _run(pp, **features):

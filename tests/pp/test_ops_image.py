@@ -8,9 +8,8 @@ import tensorflow as tf
 from PIL import Image
 
 from big_vision_dpn.config import ConfigError
-from big_vision_dpn.pp.builder import get_preprocess_fn, import_ops
+from big_vision_dpn.pp.builder import get_preprocess_fn
 
-import_ops()
 SEED = (1, 2)
 
 

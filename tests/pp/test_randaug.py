@@ -10,9 +10,8 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from big_vision_dpn.config import ConfigError
 from big_vision_dpn.pp import randaug
-from big_vision_dpn.pp.builder import get_preprocess_fn, import_ops
+from big_vision_dpn.pp.builder import get_preprocess_fn
 
-import_ops()
 GRAY = (128, 128, 128)
 NAMES = (
   *('AutoContrast', 'Equalize', 'Invert', 'Rotate', 'Posterize', 'Solarize'),
