@@ -32,8 +32,7 @@ def test_a_config_without_a_comparison_is_one_run():
   assert variant.workdir == 'somewhere'
 
 
-@pytest.mark.parametrize('workdir', ['gs://bucket/w', None])
-def test_each_run_has_the_fields_but_its_own(workdir):
+def test_each_run_has_the_fields_but_its_own():
   runs = [
     ('z', {'model': {'patch_norm': 'dual'}, 'lr': 1}),
     ('baseline', {}),
@@ -42,7 +41,7 @@ def test_each_run_has_the_fields_but_its_own(workdir):
   ]
   config = _config(runs, next_steps='…')
   before = config.to_json()
-  variants = comparison.variants(config, workdir)
+  variants = comparison.variants(config, 'gs://bucket/w')
   assert [v.name for v in variants] == ['z', 'baseline', 'a']
   assert [v.config.to_dict() for v in variants] == [
     {**FIELDS, 'lr': 1, 'model': {'patch_size': 4, 'patch_norm': 'dual'}},
@@ -54,8 +53,11 @@ def test_each_run_has_the_fields_but_its_own(workdir):
       'model': {'patch_size': (2, 2), 'patch_norm': 'none', 'width': 8},
     },
   ]
-  folders = workdir and [f'{workdir}/{name}' for name in ('z', 'baseline', 'a')]
-  assert [v.workdir for v in variants] == (folders or [None] * 3)
+  assert [v.workdir for v in variants] == [
+    'gs://bucket/w/z',
+    'gs://bucket/w/baseline',
+    'gs://bucket/w/a',
+  ]
 
   # Neither the config nor another variant changes with one of them.
   variants[0].config.evals.val.log_steps = 7
@@ -85,6 +87,11 @@ def test_mistakes(runs, fields, message):
   with pytest.raises(ConfigError) as e:
     comparison.variants(_config(runs, **fields), 'workdir')
   assert message in str(e.value)
+
+
+def test_without_a_workdir_there_is_nothing_to_compare():
+  with pytest.raises(ConfigError, match='--workdir'):
+    comparison.variants(_config([('a', {})]), None)
 
 
 SPEC = {
@@ -153,8 +160,3 @@ def test_report_without_a_metric(tmp_path, missing):
   name = 'val/prec@1' if missing == 'metric' else 'training_loss'
   with pytest.raises(ConfigError, match=f"measured '{name}'"):
     comparison.report(SPEC, workdir)
-
-
-def test_report_without_a_workdir_says_nothing(capsys):
-  comparison.report(SPEC, None)
-  assert capsys.readouterr().out == ''

@@ -259,7 +259,7 @@ def test_missing_data_of_an_evaluator_is_reported(tmp_path):
   data = {'name': 'cifar10', 'split': 'test', 'data_dir': str(tmp_path)}
   report = _report(evals={'val': {'data': data, 'pp_fn': PP}})
   assert f'config.evals.val: cifar10 is not in {tmp_path}' in report
-  assert f'build cifar10 --data_dir={tmp_path}' in report
+  assert f'tools.prepare_data cifar10 --data_dir={tmp_path}' in report
 
 
 def test_all_mistakes_come_in_one_report(config_file):

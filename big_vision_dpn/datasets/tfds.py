@@ -19,7 +19,8 @@ OFFICIAL_SIZES = {
 }
 
 
-def _builder(name: str, data_dir: str | None) -> Any:
+def make_builder(name: str, data_dir: str | None) -> Any:
+  """`tfds.builder`, with a ConfigError where there is no such data set."""
   import tensorflow_datasets as tfds
 
   try:
@@ -41,15 +42,12 @@ def _builder(name: str, data_dir: str | None) -> Any:
     ) from e
 
 
-def _how_to_prepare(builder: Any, data_dir: str | None) -> str:
+def how_to_prepare(builder: Any, data_dir: str | None) -> str:
   """The command that prepares the data, and what must be there before."""
   import tensorflow_datasets as tfds
 
   where = f' --data_dir={data_dir}' if data_dir else ''
-  command = (
-    'bash tools/run.sh tensorflow_datasets.scripts.cli.main build'
-    f' {builder.name}{where}'
-  )
+  command = f'bash tools/run.sh tools.prepare_data {builder.name}{where}'
   manual = getattr(builder, 'MANUAL_DOWNLOAD_INSTRUCTIONS', None)
   if not manual:
     return f'prepare it with\n{command}'
@@ -79,7 +77,7 @@ def get(name: str, split: str, data_dir: str | None = None) -> core.Source:
   """
   import tensorflow_datasets as tfds
 
-  builder = _builder(name, data_dir)
+  builder = make_builder(name, data_dir)
   features = builder.info.features
   encoded = {
     key: tfds.decode.SkipDecoding()
@@ -96,7 +94,7 @@ def get(name: str, split: str, data_dir: str | None = None) -> core.Source:
       **common,
       num_examples=_official_size(builder.name, split),
       missing=f'{name} is not in {builder.data_dir}: '
-      + _how_to_prepare(builder, data_dir),
+      + how_to_prepare(builder, data_dir),
     )
   if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
     raise ConfigError(

@@ -47,7 +47,7 @@ def test_size_in_bytes_is_that_of_the_files(tiny_cifar10):
 def test_missing_data_says_how_to_prepare_it(tmp_path):
   source = core.get(name='cifar10', split='train', data_dir=str(tmp_path))
   assert f'{tmp_path}/cifar10' in source.missing
-  assert f'build cifar10 --data_dir={tmp_path}' in source.missing
+  assert f'tools.prepare_data cifar10 --data_dir={tmp_path}' in source.missing
   assert source.num_examples == 50_000
   assert source.feature_spec()['image'] == tf.TensorSpec([], tf.string)
 

@@ -11,7 +11,7 @@ the sigmoid loss, at a strength for 32 pixels.
 
 The data, once:
 
-    bash tools/run.sh tensorflow_datasets.scripts.cli.main build cifar10
+    bash tools/run.sh tools.prepare_data cifar10
 """
 
 import ml_collections

@@ -10,6 +10,16 @@ import ml_collections
 
 import big_vision_dpn.config as bvcc
 
+_NEXT_STEPS = """\
+The same command again goes on, or does nothing once it is done. To go further:
+  the metrics: tensorboard --logdir workdirs
+  CIFAR-10:    bash tools/run.sh tools.prepare_data cifar10
+               bash tools/run.sh big_vision_dpn.train \
+                 --config configs/proj/dpn/cifar10.py:epochs=10 \
+                 --workdir workdirs/cifar10_dpn
+  ImageNet:    bash tools/run.sh big_vision_dpn.train \
+                 --config configs/proj/dpn/vit_i1k.py:variant=S/16 --dry_run"""
+
 
 def get_config(arg=None):
   """Config; `epochs` is the length of each of the two runs."""
@@ -27,7 +37,7 @@ def get_config(arg=None):
   )
   c.input = dict(
     data=dict(name='mnist5k', split='train'),
-    batch_size=128,
+    batch_size=32,
     pp='decode(1)|resize(31)|random_crop(28)' + pp_common,
   )
 
@@ -48,13 +58,13 @@ def get_config(arg=None):
   c.wd = 1e-4
   c.schedule = dict(decay_type='cosine', warmup_percent=0.1)
 
-  c.log_training_steps = 20
-  c.ckpt_steps = 200
+  c.log_training_steps = 100
+  c.ckpt_steps = 500
   c.evals = dict(
     val=dict(
       type='classification',
       data=dict(name='mnist5k', split='test'),
-      pp_fn='decode(1)|resize(28)' + pp_common,
+      pp_fn='decode(1)|resize(31)|central_crop(28)' + pp_common,
       loss_name=c.loss,
       log_epochs=2,
     )
@@ -66,6 +76,6 @@ def get_config(arg=None):
       ('dpn', dict(model=dict(patch_norm='dual'))),
       ('baseline', dict(model=dict(patch_norm='none'))),
     ],
-    next_steps='Next:',
+    next_steps=_NEXT_STEPS,
   )
   return c
