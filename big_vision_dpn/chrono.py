@@ -1,9 +1,12 @@
 """Time: durations in config, when to act, and how fast a run is."""
 
 import contextlib
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import jax
 
 from big_vision_dpn.config import DURATION_UNITS, ConfigError
 
@@ -101,9 +104,10 @@ class Chrono:
     """What a checkpoint keeps, as JSON's types."""
     return {'train_seconds': self._train_seconds}
 
-  def restore(self, state: Mapping[str, float]) -> None:
-    """Goes on from the `state` of an earlier process."""
-    self._train_seconds = float(state['train_seconds'])
+  def restore(self, state: Mapping[str, float] | None) -> None:
+    """Goes on from the `state` of an earlier process, if there was one."""
+    if state:
+      self._train_seconds = float(state['train_seconds'])
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
@@ -135,6 +139,29 @@ class Chrono:
     if self._seconds_a_step is None:
       return None
     return (self._total_steps - step) * self._seconds_a_step
+
+
+class StepTrace:
+  """A profiler trace of some steps, into WORKDIR/profile."""
+
+  def __init__(self, steps: Sequence[int] | None, workdir: str | None):
+    """`steps`: the first and the last; without them or a workdir, no trace."""
+    self._first, self._last = steps if steps and workdir else (None, None)
+    self._folder = os.path.join(workdir or '', 'profile')
+    self._running = False
+
+  def begin(self, step: int) -> None:
+    """To be called before each step."""
+    if step == self._first:
+      jax.profiler.start_trace(self._folder)
+      self._running = True
+
+  def end(self, step: int, result: Any) -> None:
+    """To be called behind each step, with arrays that it computes."""
+    if self._running and step >= self._last:
+      jax.block_until_ready(result)
+      jax.profiler.stop_trace()
+      self._running = False
 
 
 def format_seconds(seconds: float | None) -> str:

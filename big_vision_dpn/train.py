@@ -13,7 +13,6 @@ The fields of a config: `python -m big_vision_dpn.config`.
 """
 
 import functools
-import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -34,7 +33,7 @@ from big_vision_dpn import (
   writers,
 )
 from big_vision_dpn.checkpoint import Checkpointer, write_config
-from big_vision_dpn.chrono import Chrono, itstime
+from big_vision_dpn.chrono import Chrono, StepTrace, itstime
 from big_vision_dpn.config import ConfigError
 from big_vision_dpn.evaluators.common import Entry
 from big_vision_dpn.writers import note
@@ -98,6 +97,18 @@ def abstract_state(plan: preflight.Plan, mesh: jax.sharding.Mesh) -> Any:
   )
 
 
+def restore_or_init(
+  plan: preflight.Plan,
+  mesh: jax.sharding.Mesh,
+  checkpointer: Checkpointer | None,
+) -> tuple[int, Any, dict[str, Any]]:
+  """Steps done, state, and what else the newest checkpoint has, if any."""
+  restored = None
+  if checkpointer:
+    restored = checkpointer.restore_newest(abstract_state(plan, mesh))
+  return restored or (0, init_state(plan, mesh), {})
+
+
 def flops_a_step(plan: preflight.Plan) -> float:
   """Floating-point operations of one step, by XLA's count; compiles nothing."""
   state = abstract_state(plan, sharding.make_mesh())
@@ -136,37 +147,40 @@ def train(plan: preflight.Plan, name: str, workdir: str | None) -> None:
   config, total_steps = plan.config, plan.total_steps
   mesh = sharding.make_mesh()
 
-  # Where to begin: at the newest checkpoint of the workdir, or afresh.
-  checkpointer, restored = None, None
+  checkpointer = None
   if workdir:
     write_config(workdir, config)
     checkpointer = Checkpointer(workdir, plan.steps('keep_ckpt'))
-    restored = checkpointer.restore_newest(abstract_state(plan, mesh))
-  first_step, state, extra = restored or (0, init_state(plan, mesh), None)
-
+  first_step, state, extra = restore_or_init(plan, mesh, checkpointer)
   note(
-    f'{name}: {total_steps:,} steps of {config.input.batch_size} examples of'
-    f' {plan.source.name}, on {jax.device_count()} {jax.devices()[0].platform};'
-    f' begins behind step {first_step:,}; the first step compiles'
+    f'{name}: {total_steps - first_step:,} of {total_steps:,} steps to go,'
+    f' {config.input.batch_size:,} examples each of {plan.source.name}, on'
+    f' {jax.device_count()} {jax.devices()[0].platform}; the first one compiles'
   )
+
   chrono = Chrono(
     first_step=first_step,
     total_steps=total_steps,
     batch_size=config.input.batch_size,
     devices=jax.device_count(),
   )
-  if restored:
-    chrono.restore(extra['chrono'])
+  chrono.restore(extra.get('chrono'))
+  trace = StepTrace(config.profile_steps, workdir)
   writer = writers.make(workdir, first_step)
   progress = writers.Progress(name, first_step, total_steps)
 
-  update_fn = jax.jit(make_update_fn(plan), donate_argnums=0)
+  update_fn = jax.jit(
+    make_update_fn(plan),
+    donate_argnums=0,
+    out_shardings=sharding.replicated(mesh),
+  )
   batches = batches_from(plan, mesh, first_step)
   log_every, ckpt_every = plan.steps('log_training'), plan.steps('ckpt')
 
   for step in range(first_step + 1, total_steps + 1):
-    profile(config.profile_steps, step, workdir)
+    trace.begin(step)
     state, measurements = update_fn(state, next(batches), step - 1)
+    trace.end(step, state)
     progress.step()
     metrics = {}
 
@@ -217,14 +231,6 @@ def evaluate(
     entry.prefix + key: value
     for key, value in entry.evaluator.run(params, mesh)
   }
-
-
-def profile(steps: Any, step: int, workdir: str | None) -> None:
-  """Starts and stops the trace of config.profile_steps, (first, last)."""
-  if steps and workdir and step == steps[0]:
-    jax.profiler.start_trace(os.path.join(workdir, 'profile'))
-  if steps and workdir and step == steps[1] + 1:
-    jax.profiler.stop_trace()
 
 
 def run(config: Any, workdir: str | None, *, dry_run: bool) -> int:
