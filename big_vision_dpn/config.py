@@ -177,7 +177,8 @@ FIELDS: dict[str, Field] = {
   'input.shuffle_buffer_size': Field(
     int,
     250_000,
-    'examples, over all streams, among which a large split is shuffled',
+    'examples, over all streams, among which a large split is shuffled; up to'
+    ' three times as many are in memory, undecoded',
   ),
   'input.streams': Field(
     int, 64, 'parts, independent of hosts, in which a large split is read'

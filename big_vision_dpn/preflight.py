@@ -150,7 +150,7 @@ def _check_model(plan: Plan) -> None:
   with plan.mistakes.of(''):
     plan.task.check(plan.batch_shapes)
     with plan.mistakes.of('config.model'):
-      plan.params_shapes = jax.eval_shape(
+      plan.params_shapes = pytree.eval_shape(
         plan.task.init, jax.random.key(0), plan.batch_shapes
       )
   if plan.params_shapes and plan.config.model_init:

@@ -1,7 +1,7 @@
 """Trees of parameters, and regular expressions over their names."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -66,6 +66,28 @@ def first_match(
     name: next((v for r, v in compiled if r.fullmatch(name)), default)
     for name in names
   }
+
+
+def eval_shape(fn: Callable, state: Any, batch: Mapping[str, Any]) -> Any:
+  """The shapes that `fn(state, batch)` returns, without computing anything.
+
+  Args:
+    fn: traceable.
+    state: of arrays or their shapes: parameters, or a random key.
+    batch: of jax.ShapeDtypeStructs.
+
+  Raises:
+    ConfigError: `fn` cannot take such a batch.
+  """
+  try:
+    return jax.eval_shape(fn, state, batch)
+  except ConfigError:
+    raise
+  except Exception as e:  # Of flax, of jax, of a user's own function.
+    shapes = ', '.join(f'{k} {list(v.shape)}' for k, v in batch.items())
+    raise ConfigError(
+      f'fails on batches of {shapes}: {type(e).__name__}: {e}'
+    ) from e
 
 
 def l2_norm(tree: Any) -> jax.Array:

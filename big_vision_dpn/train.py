@@ -177,9 +177,12 @@ def train(plan: preflight.Plan, name: str, workdir: str | None) -> None:
   batches = batches_from(plan, mesh, first_step)
   log_every, ckpt_every = plan.steps('log_training'), plan.steps('ckpt')
 
+  measurements = {}
   for step in range(first_step + 1, total_steps + 1):
     trace.begin(step)
+    last = measurements
     state, measurements = update_fn(state, next(batches), step - 1)
+    jax.block_until_ready(last)  # Further ahead, batches would fill the device.
     trace.end(step, state)
     progress.step()
     metrics = {}

@@ -1,5 +1,6 @@
 """What all evaluators share: the spec in the config, batches, and sums."""
 
+import abc
 import dataclasses
 import importlib
 from collections.abc import Callable, Iterator, Mapping
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_vision_dpn import input_pipeline, sharding
+from big_vision_dpn import input_pipeline, pytree, sharding
 from big_vision_dpn.config import (
   DURATION_UNITS,
   ConfigError,
@@ -81,7 +82,7 @@ class Split:
       yield sharding.put_batch(batch, mesh)
 
 
-class MeanEvaluator:
+class MeanEvaluator(abc.ABC):
   """Base of evaluators whose metrics are weighted means over a split.
 
   A subclass gives `per_example(params, batch)`: a dict of metrics, each (n,)
@@ -108,8 +109,9 @@ class MeanEvaluator:
     mistakes.check()
     self._sums = jax.jit(self._sum)
 
+  @abc.abstractmethod
   def per_example(self, params: Any, batch: Any) -> tuple[dict, jax.Array]:
-    raise NotImplementedError
+    """Metrics by name, (n,) float each, and weights, (n,) float."""
 
   def _sum(self, params: Any, batch: Any) -> tuple[dict, jax.Array]:
     values, weights = self.per_example(params, batch)
@@ -134,22 +136,17 @@ class MeanEvaluator:
     Raises:
       ConfigError: the predict function cannot take the batches.
     """
-    batch = self.split.batch_shapes()
-    try:
-      jax.eval_shape(self._sum, params, batch)
-    except ConfigError:
-      raise
-    except Exception as e:  # Of flax, of jax, of the predict function itself.
-      shapes = ', '.join(f'{k} {list(v.shape)}' for k, v in batch.items())
-      raise ConfigError(
-        f'fails on batches of {shapes}: {type(e).__name__}: {e}'
-      ) from e
+    pytree.eval_shape(self._sum, params, self.split.batch_shapes())
 
   def run(
     self, params: Any, mesh: jax.sharding.Mesh
   ) -> Iterator[tuple[str, float]]:
     """Yields (name of the metric, value) over the whole split."""
-    sums = [self._sums(params, b) for b in self.split.batches(mesh)]
+    sums = []
+    for batch in self.split.batches(mesh):
+      sums.append(self._sums(params, batch))
+      # Further ahead than one step, batches would fill the device.
+      jax.block_until_ready(sums[-2:-1])
     totals, weight = jax.tree.map(
       lambda *x: float(np.sum(x, dtype=np.float64)), *jax.device_get(sums)
     )
