@@ -30,11 +30,10 @@ def check_workdir(workdir: str, config: Any) -> None:
 
   Fields that do not change a run's result may differ: evals, log_training, …
   """
-  try:
-    with gfile.GFile(_config_file(workdir)) as f:
-      text = f.read()
-  except Exception:  # gfile raises its own errors where there is no file.
+  if not gfile.exists(_config_file(workdir)):
     return
+  with gfile.GFile(_config_file(workdir)) as f:
+    text = f.read()
   try:
     old = json.loads(text)
   except ValueError as e:

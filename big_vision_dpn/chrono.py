@@ -56,7 +56,11 @@ def steps(
   }
   times, per = known[unit]
   if times is None or per is None:
-    raise ConfigError(f'{key}={value}: its length in steps is not known here')
+    size = 'length of the run' if unit == 'percent' else 'size of the data set'
+    raise ConfigError(
+      f'{key}={value}: the {size} is not known; prepare the data, or give'
+      f' {prefix}_steps'
+    )
   return max(1, round(value * times / per)) if value else 0
 
 
@@ -152,7 +156,7 @@ class StepTrace:
 
   def begin(self, step: int) -> None:
     """To be called before each step."""
-    if step == self._first:
+    if self._first and self._first <= step <= self._last and not self._running:
       jax.profiler.start_trace(self._folder)
       self._running = True
 
@@ -160,6 +164,11 @@ class StepTrace:
     """To be called behind each step, with arrays that it computes."""
     if self._running and step >= self._last:
       jax.block_until_ready(result)
+      self.close()
+
+  def close(self) -> None:
+    """Writes the trace if it still runs: the run was shorter."""
+    if self._running:
       jax.profiler.stop_trace()
       self._running = False
 

@@ -12,7 +12,7 @@ subfolder of the workdir.
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ import ml_collections
 from tensorflow.io import gfile
 
 from big_vision_dpn import writers
-from big_vision_dpn.config import ConfigError, check_arguments
+from big_vision_dpn.config import ConfigError, check_arguments, choose
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +51,6 @@ def variants(
   check_arguments('comparison', _fields, spec)
   if not spec.get('runs') or not spec.get('metric'):
     raise ConfigError('needs runs, a list of (name, fields), and metric')
-  if not workdir:
-    raise ConfigError('its runs need a --workdir, to be compared afterwards')
   for run in spec.runs:
     if not _is_run(run):
       raise ConfigError(f'runs has {run!r}; expected (name, fields)')
@@ -64,7 +62,8 @@ def variants(
     own = ml_collections.ConfigDict(config.to_dict(), type_safe=False)
     del own.comparison
     own.update(fields)
-    result.append(Variant(name, own, os.path.join(workdir, name)))
+    folder = os.path.join(workdir, name) if workdir else None
+    result.append(Variant(name, own, folder))
   return result
 
 
@@ -75,6 +74,14 @@ def _is_run(run: Any) -> bool:
     and isinstance(run[0], str)
     and isinstance(run[1], Mapping | ml_collections.ConfigDict)
   )
+
+
+def check_metric(
+  config: ml_collections.ConfigDict, metrics: Sequence[str]
+) -> None:
+  """Raises ConfigError unless the runs will measure comparison.metric."""
+  if config.get('comparison'):
+    choose('metric', config.comparison.metric, dict.fromkeys(metrics))
 
 
 def report(spec: Mapping[str, Any], workdir: str) -> None:
@@ -101,7 +108,7 @@ def report(spec: Mapping[str, Any], workdir: str) -> None:
 def _curve(records: list[dict], name: str) -> tuple[list[int], list[float]]:
   points = [(r['step'], r[name]) for r in records if name in r]
   if not points:
-    raise ConfigError(f'config.comparison.metric: no run has measured {name!r}')
+    raise ConfigError(f'a run has not measured {name!r}')
   return tuple(zip(*points, strict=True))
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_collections
+from absl import logging
 
 DURATION_UNITS = ('steps', 'examples', 'epochs', 'percent')
 
@@ -39,12 +40,18 @@ class Mistakes:
 
   @contextlib.contextmanager
   def of(self, where: str) -> Iterator[None]:
-    """Notes a ConfigError of the `with` block, under `where` if not empty."""
+    """Notes an error of the `with` block, under `where` if not empty.
+
+    One that is no ConfigError has its traceback logged: --verbosity=1 shows it.
+    """
+    prefix = f'{where}: ' if where else ''
     try:
       yield
     except ConfigError as e:
-      prefix = f'{where}: ' if where else ''
       self.messages += [prefix + message for message in e.messages]
+    except Exception as e:  # A value that nobody has thought of.
+      self.messages.append(f'{prefix}{type(e).__name__}: {e}')
+      logging.debug('Traceback of: %s', e, exc_info=True)
 
   def check(self) -> None:
     """Raises a ConfigError with all that was noted, if anything was."""
@@ -149,6 +156,7 @@ class Field:
     duration: the field is written with a unit: NAME_steps, NAME_examples,
       NAME_epochs or NAME_percent (0 to 1 of the run); one of them at most.
     fixed: continuing a run with another value would change its result.
+    minimum: the smallest value that is allowed.
   """
 
   type: Any
@@ -156,6 +164,7 @@ class Field:
   doc: str
   duration: bool = False
   fixed: bool = True
+  minimum: float | None = None
 
 
 _NUMBER = (int, float)
@@ -173,15 +182,21 @@ FIELDS: dict[str, Field] = {
     _DICT, REQUIRED, 'name and split of the data set; data_dir if not the usual'
   ),
   'input.pp': Field(_TEXT, '', 'preprocessing: ops of pp/, joined by |'),
-  'input.batch_size': Field(int, REQUIRED, 'examples in a global batch'),
+  'input.batch_size': Field(
+    int, REQUIRED, 'examples in a global batch', minimum=1
+  ),
   'input.shuffle_buffer_size': Field(
     int,
     250_000,
     'examples, over all streams, among which a large split is shuffled; up to'
     ' three times as many are in memory, undecoded',
+    minimum=1,
   ),
   'input.streams': Field(
-    int, 64, 'parts, independent of hosts, in which a large split is read'
+    int,
+    64,
+    'parts, independent of hosts, in which a large split is read',
+    minimum=1,
   ),
   'input.max_in_memory_gb': Field(
     _NUMBER,
@@ -190,10 +205,18 @@ FIELDS: dict[str, Field] = {
     ' shuffled whole',
   ),
   'input.threads': Field(
-    int, None, 'threads that preprocess; None: as many as cores', fixed=False
+    int,
+    None,
+    'threads that preprocess; None: as many as cores',
+    fixed=False,
+    minimum=1,
   ),
   'input.prefetch': Field(
-    int, 2, 'batches prepared ahead, on the host and on the device', fixed=False
+    int,
+    2,
+    'batches prepared ahead, on the host and on the device',
+    fixed=False,
+    minimum=1,
   ),
   'pp_modules': Field(
     _LIST,
@@ -211,7 +234,9 @@ FIELDS: dict[str, Field] = {
   'lr_mults': Field(_LIST, (), '(regex of parameter names, multiplier) pairs'),
   'wd': Field(_NUMBER, None, 'weight decay; decoupled, not multiplied by lr'),
   'wd_mults': Field(
-    _LIST, (('.*/kernel$', 1.0),), '(regex, multiplier) pairs; none: no decay'
+    _LIST,
+    (('.*/kernel$', 1.0),),
+    '(regex, multiplier) pairs; a parameter that none matches has no decay',
   ),
   'schedule': Field(
     (*_DICT, *_LIST),
@@ -292,6 +317,10 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         f'config.{key} is {value!r}, of type {type(value).__name__};'
         f' expected {_type_names(field.type)}: {field.doc}'
       )
+    elif field.minimum is not None and value < field.minimum:
+      wrong.append(
+        f'config.{key} is {value!r}; expected at least {field.minimum}'
+      )
   full = ml_collections.ConfigDict(config.to_dict(), type_safe=False)
   for name, field in FIELDS.items():
     if len(given[name]) > 1:
@@ -339,7 +368,9 @@ def to_jsonable(config: Any) -> Any:
     return {k: to_jsonable(v) for k, v in sorted(config.items())}
   if isinstance(config, list | tuple):
     return [to_jsonable(v) for v in config]
-  return config
+  if config is None or isinstance(config, bool | int | float | str):
+    return config
+  return getattr(config, '__name__', str(config))  # E.g. of jnp.bfloat16.
 
 
 def fixed_differences(old: Mapping, new: Mapping) -> list[str]:
@@ -360,6 +391,10 @@ def fixed_differences(old: Mapping, new: Mapping) -> list[str]:
     if key in keys and not keys[key][1].fixed:
       continue
     before, after = (to_jsonable(c.get(key)) for c in (old, new))
+    if key not in old and key in keys:  # Newer than that run.
+      before = to_jsonable(keys[key][1].default)
+    if key == 'input.data':  # The folder may differ from machine to machine.
+      before, after = ({**d, 'data_dir': None} for d in (before, after))
     if before != after:
       differences.append(f'{key}: {before!r} there, {after!r} now')
   return differences

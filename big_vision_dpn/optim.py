@@ -126,6 +126,10 @@ def make_schedule(
       f'warmup ({warmup}) and cooldown ({cooldown}) take more than the'
       f' {total_steps} steps of the run'
     )
+  if len(kw.get('steps', ())) != len(kw.get('mults', ())):
+    raise ConfigError('stair: give as many mults as steps')
+  if list(kw.get('steps', ())) != sorted(kw.get('steps', ())):
+    raise ConfigError('stair: the steps must ascend')
   arguments = {
     'warmup': warmup,
     'timescale': duration('timescale', 10_000),

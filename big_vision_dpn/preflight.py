@@ -24,7 +24,7 @@ from big_vision_dpn import (
   tasks,
 )
 from big_vision_dpn import config as config_lib
-from big_vision_dpn.config import Mistakes, check_arguments
+from big_vision_dpn.config import ConfigError, Mistakes, check_arguments
 from big_vision_dpn.datasets import core
 from big_vision_dpn.evaluators import common as eval_common
 from big_vision_dpn.pp import builder
@@ -49,6 +49,7 @@ class Plan:
     optimizer: the optax transformation.
     schedules: multipliers of the learning rate.
     evaluators: of `config.evals`.
+    metrics: the names of what they measure.
   """
 
   config: ml_collections.ConfigDict
@@ -64,6 +65,7 @@ class Plan:
   optimizer: optax.GradientTransformation | None = None
   schedules: list[optim.Schedule] = dataclasses.field(default_factory=list)
   evaluators: list[eval_common.Entry] = dataclasses.field(default_factory=list)
+  metrics: list[str] = dataclasses.field(default_factory=list)
 
   def steps(
     self,
@@ -142,6 +144,11 @@ def _check_durations(plan: Plan) -> None:
       steps = plan.steps(name)
       if name == 'total':
         plan.total_steps = steps
+  traced = plan.config.profile_steps
+  if traced and plan.total_steps is not None:
+    with plan.mistakes.of('config.profile_steps'):
+      if len(traced) != 2 or not 1 <= traced[0] <= traced[1]:
+        raise ConfigError(f'{traced}: expected (first, last), first step 1')
 
 
 def _check_model(plan: Plan) -> None:
@@ -207,7 +214,10 @@ def _check_evaluators(plan: Plan) -> None:
       for source in entry.evaluator.sources():
         plan.note_missing(f'config.evals.{name}', source)
       if plan.params_shapes:
-        entry.evaluator.check(plan.params_shapes)
+        names = entry.evaluator.check(plan.params_shapes)
+        plan.metrics += [entry.prefix + name for name in names]
+      if entry.prefix in {e.prefix for e in plan.evaluators}:
+        raise ConfigError(f'prefix {entry.prefix!r} is that of another one')
       plan.evaluators.append(entry)
 
 

@@ -51,7 +51,12 @@ def first_match(
   """
   names = list(flatten_with_names(tree))
   compiled = []
-  for pattern, value in patterns:
+  for pair in patterns:
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+      raise ConfigError(
+        f'config.{what}: expected a list of (regex, value) pairs, not {pair!r}'
+      )
+    pattern, value = pair
     try:
       regex = re.compile(pattern)
     except re.error as e:

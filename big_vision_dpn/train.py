@@ -72,6 +72,16 @@ def make_update_fn(plan: preflight.Plan) -> Callable:
   return update_fn
 
 
+def check_update(plan: preflight.Plan) -> None:
+  """Traces the training step, so that what fails there fails first here."""
+  if plan.mistakes.messages:
+    return
+  with plan.mistakes.of('the training step'):
+    state = abstract_state(plan, sharding.make_mesh())
+    update_fn = make_update_fn(plan)
+    pytree.eval_shape(lambda s, b: update_fn(s, b, 0), state, plan.batch_shapes)
+
+
 def init_state(plan: preflight.Plan, mesh: jax.sharding.Mesh) -> Any:
   """The state before the first step, replicated on the devices."""
 
@@ -147,10 +157,10 @@ def train(plan: preflight.Plan, name: str, workdir: str | None) -> None:
   config, total_steps = plan.config, plan.total_steps
   mesh = sharding.make_mesh()
 
-  checkpointer = None
+  checkpointer, keep_every = None, plan.steps('keep_ckpt')
   if workdir:
     write_config(workdir, config)
-    checkpointer = Checkpointer(workdir, plan.steps('keep_ckpt'))
+    checkpointer = Checkpointer(workdir, keep_every)
   first_step, state, extra = restore_or_init(plan, mesh, checkpointer)
   note(
     f'{name}: {total_steps - first_step:,} of {total_steps:,} steps to go,'
@@ -203,10 +213,13 @@ def train(plan: preflight.Plan, name: str, workdir: str | None) -> None:
     # Metrics before the checkpoint: a run that goes on from it lacks none.
     if metrics:
       writer.write(step, metrics)
-    if checkpointer and itstime(step, ckpt_every, total_steps):
+    due = itstime(step, ckpt_every, total_steps)
+    if checkpointer and (due or (keep_every and step % keep_every == 0)):
+      jax.block_until_ready(state)
       with chrono.paused():
         checkpointer.save(step, state, {'chrono': chrono.state()})
 
+  trace.close()
   progress.close()
   writer.close()
   if checkpointer:
@@ -244,9 +257,15 @@ def run(config: Any, workdir: str | None, *, dry_run: bool) -> int:
   """
   try:
     variants = comparison.variants(config, workdir)
+    if config.get('comparison') and not (workdir or dry_run):
+      raise ConfigError('its runs need a --workdir, to be compared there')
   except ConfigError as e:
     return report(f'config.comparison: {e}')
   plans = {v.name: preflight.check(v.config, v.workdir) for v in variants}
+  for plan in plans.values():
+    check_update(plan)
+    with plan.mistakes.of('config.comparison'):
+      comparison.check_metric(config, plan.metrics)
   mistakes = preflight.report_mistakes(plans.values(), data_needed=not dry_run)
   if mistakes:
     return report(mistakes)
@@ -282,7 +301,9 @@ def parse_flags(argv: list[str]) -> list[str]:
     rest = flags.FLAGS(argv)
     flags.FLAGS.config.items  # noqa: B018 A missing file only shows in use.
     return rest
-  except AttributeError as e:  # Of config_flags: an override of no field.
+  except AttributeError as e:  # Of config_flags: an override of no field?
+    if not any(arg.startswith('--config.') for arg in argv):
+      raise
     text = f'--config.FIELD sets a field that the config file has: {e}'
   except (flags.Error, OSError) as e:
     # config_flags wraps what a config raises in a text with its traceback.
@@ -294,7 +315,8 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def main(argv: list[str]) -> None:
   del argv
-  logging.set_verbosity(logging.WARNING)  # Libraries; we print by `note`.
+  if flags.FLAGS.verbosity < 1:
+    logging.set_verbosity(logging.WARNING)  # Libraries; we print by `note`.
   sharding.initialize_processes()
   FLAGS = flags.FLAGS
   sys.exit(run(FLAGS.config, FLAGS.workdir, dry_run=FLAGS.dry_run))

@@ -40,7 +40,7 @@ class MetricsWriter:
 
   def __init__(self, workdir: str, first_step: int):
     """Opens the files, with the lines up to `first_step` kept."""
-    from clu import metric_writers  # Imports TensorFlow.
+    from clu import metric_writers
 
     self._path = os.path.join(workdir, 'metrics.jsonl')
     kept = [r for r in read_metrics(workdir) if r['step'] <= first_step]

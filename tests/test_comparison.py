@@ -89,9 +89,17 @@ def test_mistakes(runs, fields, message):
   assert message in str(e.value)
 
 
-def test_without_a_workdir_there_is_nothing_to_compare():
-  with pytest.raises(ConfigError, match='--workdir'):
-    comparison.variants(_config([('a', {})]), None)
+def test_without_a_workdir_the_runs_have_none():
+  variants = comparison.variants(_config([('a', {}), ('b', {})]), None)
+  assert [v.workdir for v in variants] == [None, None]
+
+
+@pytest.mark.parametrize('metric', ['val/prec1', 'loss'])
+def test_a_metric_that_is_not_measured(metric):
+  config = ml_collections.ConfigDict({'comparison': {'metric': metric}})
+  comparison.check_metric(ml_collections.ConfigDict(), [])
+  with pytest.raises(ConfigError, match=f'unknown metric {metric!r}'):
+    comparison.check_metric(config, ['val/prec@1', 'val/loss'])
 
 
 SPEC = {

@@ -110,6 +110,15 @@ def test_fixed_differences():
   assert differences == ['lr: 0.1 there, 0.2 now', 'seed: 0 there, 1 now']
 
 
+def test_a_folder_and_a_newer_field_do_not_stop_a_continued_run():
+  old = config_lib.to_jsonable(config_lib.resolve(_config()))
+  del old['input']['streams']
+  new = _config()
+  new.input.data.data_dir = '/elsewhere'
+  new = config_lib.to_jsonable(config_lib.resolve(new))
+  assert config_lib.fixed_differences(old, new) == []
+
+
 def test_mistakes_collects_in_order_and_nests():
   outer = config_lib.Mistakes()
   with outer.of('a'):

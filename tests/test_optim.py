@@ -70,6 +70,8 @@ def test_schedule(kw, expected):
     {'decay_type': 'cosine', 'power': 3},
     {'decay_type': 'rsqrt', 'timescale': 10},
     {'warmup_steps': 80, 'cooldown_steps': 30},
+    {'decay_type': 'stair', 'steps': [10, 20], 'mults': [0.1]},
+    {'decay_type': 'stair', 'steps': [20, 10], 'mults': [0.1, 0.01]},
     {'warmup_steps': 1, 'warmup_epochs': 1},
   ],
 )

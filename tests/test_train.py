@@ -249,10 +249,59 @@ def test_the_tiny_config_has_no_mistakes():
     ({'evals': {'val': {'lossname': 'x'}}}, "Did you mean 'loss_name'"),
     ({'model_init': '/nowhere/x.npz'}, '/nowhere/x.npz'),
     ({'total_steps': None}, 'config.total_steps'),
+    (
+      {'input': {'pp': PP.partition('|')[2]}},
+      'config.input.pp: pp op 1 (resize)',
+    ),
+    ({'lr_mults': ('head/.*', 0.1)}, "(regex, value) pairs, not 'head/.*'"),
+    ({'optax': {'mu_dtype': 'bf16'}}, 'bf16'),
+    ({'model': {'num_heads': 0}}, 'config.model: ZeroDivisionError'),
+    ({'input': {'streams': 0}}, 'config.input.streams is 0; expected at least'),
+    ({'input': {'data': {'split': 'train[:0]'}}}, 'config.input.data'),
+    ({'profile_steps': (2,)}, 'config.profile_steps'),
+    (
+      {
+        'evals': {
+          'again': {
+            'type': 'mean',
+            'pred': 'loss',
+            'prefix': 'val/',
+            'data': {'name': 'mnist5k', 'split': 'test'},
+            'pp_fn': PP,
+            'log_steps': 1,
+          }
+        }
+      },
+      "prefix 'val/' is that of another one",
+    ),
   ],
 )
 def test_mistakes(fields, message):
   assert message in _report(**fields)
+
+
+def test_what_fails_in_the_training_step_fails_before_it(capsys):
+  config = _tiny_config(optax={'b1': 'x'})
+  assert train.run(config, None, dry_run=True) == 2
+  assert 'the training step' in capsys.readouterr().err
+
+
+def test_a_metric_that_no_evaluator_has_is_found_before_training(
+  tmp_path, capsys
+):
+  config = _tiny_config()
+  config.comparison = {'metric': 'val/prec1', 'runs': [('a', {})]}
+  assert train.run(config, str(tmp_path), dry_run=False) == 2
+  assert "Did you mean 'val/prec@1'" in capsys.readouterr().err
+  assert os.listdir(tmp_path) == []
+
+
+def test_checkpoints_to_keep_are_saved_and_kept(tmp_path):
+  config = _tiny_config(total_steps=13, ckpt_steps=5, keep_ckpt_steps=3)
+  del config.evals['val']
+  train.train(preflight.check(config), 'run', str(tmp_path))
+  steps = {int(path.name) for path in (tmp_path / 'checkpoints').iterdir()}
+  assert steps == {3, 6, 9, 12, 13}
 
 
 def test_missing_data_of_an_evaluator_is_reported(tmp_path):
@@ -360,8 +409,8 @@ def test_model_init_starts_from_a_big_vision_file(tmp_path):
     np.testing.assert_array_equal(value, expected)
 
 
-def test_profile_writes_a_trace(tmp_path):
-  config = _tiny_config(total_steps=5, profile_steps=(2, 5))
+def test_profile_writes_a_trace_of_a_run_that_ends_within_it(tmp_path):
+  config = _tiny_config(total_steps=5, profile_steps=(2, 50))
   del config.evals['val']
   train.train(preflight.check(config), 'run', str(tmp_path))
   assert list(tmp_path.glob('profile/**/*.xplane.pb'))

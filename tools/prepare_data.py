@@ -29,7 +29,7 @@ def prepare(name: str, data_dir: str | None) -> None:
       builder.download_and_prepare(file_format='tfrecord')
     except (AssertionError, OSError) as e:
       raise ConfigError(
-        f'{name}: {e}\n{tfds_source.how_to_prepare(builder, data_dir)}'
+        f'{name}: {e}\n{tfds_source.how_to_prepare(builder, name, data_dir)}'
       ) from e
     except tfds.download.DownloadError as e:
       raise ConfigError(f'{name}: the download failed: {e}') from e

@@ -142,4 +142,7 @@ def get(**data: Any) -> Source:
   arguments = dict(data)
   if make is not tfds.get:
     arguments.pop('name')
-  return make(**arguments)
+  source = make(**arguments)
+  if source.num_examples == 0:
+    raise ConfigError(f'{source.name} has no examples')
+  return source

@@ -1,6 +1,7 @@
 """Data sets of TensorFlow Datasets (TFDS), stored as TFRecord files."""
 
 import difflib
+import shlex
 from typing import Any
 
 import tensorflow as tf
@@ -42,12 +43,12 @@ def make_builder(name: str, data_dir: str | None) -> Any:
     ) from e
 
 
-def how_to_prepare(builder: Any, data_dir: str | None) -> str:
+def how_to_prepare(builder: Any, name: str, data_dir: str | None) -> str:
   """The command that prepares the data, and what must be there before."""
   import tensorflow_datasets as tfds
 
-  where = f' --data_dir={data_dir}' if data_dir else ''
-  command = f'bash tools/run.sh tools.prepare_data {builder.name}{where}'
+  arguments = [name, *([f'--data_dir={data_dir}'] if data_dir else [])]
+  command = f'bash tools/run.sh tools.prepare_data {shlex.join(arguments)}'
   manual = getattr(builder, 'MANUAL_DOWNLOAD_INSTRUCTIONS', None)
   if not manual:
     return f'prepare it with\n{command}'
@@ -94,7 +95,7 @@ def get(name: str, split: str, data_dir: str | None = None) -> core.Source:
       **common,
       num_examples=_official_size(builder.name, split),
       missing=f'{name} is not in {builder.data_dir}: '
-      + how_to_prepare(builder, data_dir),
+      + how_to_prepare(builder, name, data_dir),
     )
   if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
     raise ConfigError(

@@ -130,13 +130,18 @@ class MeanEvaluator(abc.ABC):
     """The data that the evaluator reads."""
     return [self.split.source]
 
-  def check(self, params: Any) -> None:
+  def check(self, params: Any) -> list[str]:
     """Traces the evaluator on shapes of parameters; reads no data.
+
+    Returns:
+      The names of its metrics.
 
     Raises:
       ConfigError: the predict function cannot take the batches.
     """
-    pytree.eval_shape(self._sum, params, self.split.batch_shapes())
+    batch = self.split.batch_shapes()
+    sums, _ = pytree.eval_shape(self._sum, params, batch)
+    return list(sums)
 
   def run(
     self, params: Any, mesh: jax.sharding.Mesh

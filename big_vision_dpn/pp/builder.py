@@ -112,11 +112,10 @@ def _run(
     if isinstance(e, KeyError) and e.args and e.args[0] not in features:
       problem = config.unknown('feature', e.args[0], features)
       raise _failure(step, problem) from e
-    e.add_note(f'In {step.where}')
-    raise
+    raise _failure(step, f'{type(e).__name__}: {e}') from e
 
 
-def _failure(step: _Step, problem: Exception) -> ConfigError:
+def _failure(step: _Step, problem: Exception | str) -> ConfigError:
   error = ConfigError(f'{step.where}: {problem}')
   # Without this mark AutoGraph, if it converts the caller, raises an error of
   # a type of its own.

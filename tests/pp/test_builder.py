@@ -215,9 +215,10 @@ def test_the_error_is_the_same_in_a_dataset():
 
 
 def test_any_other_error_says_in_which_op():
-  with pytest.raises(TypeError) as e:
+  with pytest.raises(ConfigError) as e:
     _run('note(1)|add(1)', image=None)
-  assert e.value.__notes__[0].startswith('In pp op 2 (add), column 9 of')
+  assert str(e.value).startswith('pp op 2 (add), column 9 of')
+  assert 'TypeError' in str(e.value)
 
 
 def test_import_of_own_modules(tmp_path, monkeypatch):

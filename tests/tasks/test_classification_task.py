@@ -136,28 +136,29 @@ def test_the_loss_mixes_images_and_labels_with_one_weight(batch, params):
       lambda image: task.predict_fns['predict'](params, {'image': image})[0]
     )
   )
-  weights = np.linspace(0.5, 1, 501)
+  weights = np.linspace(0.5, 1, 101)
   images = np.float32(
     [a * image + (1 - a) * np.roll(image, 1, 0) for a in weights]
   )
   errors = []
-  for a, logits in zip(weights, predict(images), strict=True):
+  for a, logits in zip(weights, np.asarray(predict(images)), strict=True):
     mixed = [a * y + (1 - a) * np.roll(y, 1, 0) for y in labels]
     expected = [_losses(logits, y, 'sigmoid_xent').mean() for y in mixed]
     errors.append(np.abs(np.subtract(expected, actual)).max())
-  # Within the grid's step of 0.001 of the true weight.
+  # The true weight is within half a step, 0.0025, of one of them.
   assert min(errors) < 1e-3
   assert errors[-1] > 1e-2  # Without mixup it would not be so.
   other = loss(params, batch, jax.random.key(4))
   assert other != loss(params, batch, key)
 
 
-@pytest.mark.parametrize('mixup', [None, {}, {'p': 0}])
+@pytest.mark.parametrize('mixup', [{}, {'p': 0}])
 def test_without_mixup_the_batch_is_left_alone(batch, params, logits, mixup):
   task = tasks.make(_config(mixup=mixup))
   expected = _losses(logits, batch['labels'], 'sigmoid_xent').mean()
+  jitted = jax.jit(task.loss)
   for seed in (0, 1):
-    loss, _ = task.loss(params, batch, jax.random.key(seed))
+    loss, _ = jitted(params, batch, jax.random.key(seed))
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
