@@ -74,8 +74,6 @@ def make_update_fn(plan: preflight.Plan) -> Callable:
 
 def check_update(plan: preflight.Plan) -> None:
   """Traces the training step, so that what fails there fails first here."""
-  if plan.mistakes.messages:
-    return
   with plan.mistakes.of('the training step'):
     state = abstract_state(plan, sharding.make_mesh())
     update_fn = make_update_fn(plan)
@@ -263,6 +261,8 @@ def run(config: Any, workdir: str | None, *, dry_run: bool) -> int:
     return report(f'config.comparison: {e}')
   plans = {v.name: preflight.check(v.config, v.workdir) for v in variants}
   for plan in plans.values():
+    if plan.mistakes.messages:  # Its step and its metrics are not whole.
+      continue
     check_update(plan)
     with plan.mistakes.of('config.comparison'):
       comparison.check_metric(config, plan.metrics)

@@ -53,10 +53,6 @@ class Source:
   records: Any = None
   missing: str = ''
 
-  def feature_spec(self) -> dict[str, tf.TensorSpec]:
-    """Specs of the raw features; found by tracing, reads no data."""
-    return spec_of(self.parse, self.record_spec)
-
   def in_memory(self) -> 'Source':
     """The same source with its records in memory."""
     if self.records is not None:

@@ -49,7 +49,8 @@ def test_missing_data_says_how_to_prepare_it(tmp_path):
   assert f'{tmp_path}/cifar10' in source.missing
   assert f'tools.prepare_data cifar10 --data_dir={tmp_path}' in source.missing
   assert source.num_examples == 50_000
-  assert source.feature_spec()['image'] == tf.TensorSpec([], tf.string)
+  features = core.spec_of(source.parse, source.record_spec)
+  assert features['image'] == tf.TensorSpec([], tf.string)
 
 
 def test_missing_imagenet_names_the_files_to_get(tmp_path):
