@@ -179,7 +179,11 @@ FIELDS: dict[str, Field] = {
   'num_classes': Field(int, None, "width of the model's head"),
   'loss': Field(_TEXT, 'sigmoid_xent', 'a function of losses.py'),
   'input.data': Field(
-    _DICT, REQUIRED, 'name and split of the data set; data_dir if not the usual'
+    _DICT,
+    REQUIRED,
+    'name and split of the data set, and its other arguments; or, to mix data'
+    ' sets, weights by names, and input.NAME with the data, pp and other fields'
+    ' of each',
   ),
   'input.pp': Field(_TEXT, '', 'preprocessing: ops of pp/, joined by |'),
   'input.batch_size': Field(
@@ -187,10 +191,28 @@ FIELDS: dict[str, Field] = {
   ),
   'input.shuffle_buffer_size': Field(
     int,
-    250_000,
-    'examples, over all streams, among which a large split is shuffled; up to'
-    ' three times as many are in memory, undecoded',
+    50_000,
+    'examples, over all streams, among which a large split is shuffled; twice'
+    ' as many are in memory, undecoded, over all hosts',
     minimum=1,
+  ),
+  'input.pre_filter_fn': Field(
+    Callable, None, 'of the raw features: whether the example counts'
+  ),
+  'input.skip_errors': Field(
+    bool,
+    False,
+    'report an example that cannot be read, and take another one in its place',
+  ),
+  'input.cache_raw': Field(
+    bool,
+    False,
+    'hold the undecoded split in memory, however large it is',
+  ),
+  'input.cache_final': Field(
+    bool,
+    False,
+    'hold the preprocessed split in memory; for a pp without random ops',
   ),
   'input.streams': Field(
     int,
@@ -201,8 +223,8 @@ FIELDS: dict[str, Field] = {
   'input.max_in_memory_gb': Field(
     _NUMBER,
     2.0,
-    'raw size (10^9 bytes) up to which a split is held in memory and'
-    ' shuffled whole',
+    'raw size (10^9 bytes) up to which a split of TFRecord files is held in'
+    ' memory and shuffled whole',
   ),
   'input.threads': Field(
     int,
@@ -275,11 +297,51 @@ FIELDS: dict[str, Field] = {
 
 _SECTIONS = {name.split('.')[0] for name in FIELDS if '.' in name}
 
+# Fields of `input` that each data set of a mix has its own of.
+PER_DATA_SET = (
+  'data',
+  'pp',
+  'shuffle_buffer_size',
+  'pre_filter_fn',
+  'skip_errors',
+  'cache_raw',
+  'cache_final',
+)
 
-def _accepted_keys() -> dict[str, tuple[str, Field]]:
+
+def mixed_names(config: Mapping[str, Any]) -> list[str]:
+  """The data sets that `input.data` gives a weight; [] if it is a single one.
+
+  One of weight 0 is left out, for sweeps.
+  """
+  data = (config.get('input') or {}).get('data') or {}
+  if not all(isinstance(weight, _NUMBER) for weight in data.values()):
+    return []
+  return [name for name, weight in data.items() if weight]
+
+
+def _fields(config: Mapping[str, Any]) -> dict[str, Field]:
+  """FIELDS, as this config has them: with those of each data set of a mix."""
+  names = mixed_names(config)
+  if not names:
+    return FIELDS
+  own = {f: FIELDS[f'input.{f}'] for f in PER_DATA_SET}
+  general = {
+    name: field
+    for name, field in FIELDS.items()
+    if name == 'input.data' or name.removeprefix('input.') not in own
+  }
+  return general | {
+    f'input.{name}.{f}': field for name in names for f, field in own.items()
+  }
+
+
+def _accepted_keys(
+  fields: Mapping[str, Field],
+) -> dict[str, tuple[str, Field]]:
   """Every key that a config may have -> (its field, the field)."""
   keys = {}
-  for name, field in FIELDS.items():
+  for name, field in fields.items():
     units = [f'_{u}' for u in DURATION_UNITS] if field.duration else ['']
     keys |= {name + unit: (name, field) for unit in units}
   return keys
@@ -287,13 +349,20 @@ def _accepted_keys() -> dict[str, tuple[str, Field]]:
 
 def _flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """The config's fields by their dotted names."""
-  flat = {}
-  for key, value in config.items():
-    if key in _SECTIONS and isinstance(value, _DICT):
-      flat |= {f'{key}.{k}': v for k, v in value.items()}
-    else:
-      flat[key] = value
-  return flat
+  sections = {*_SECTIONS, *(f'input.{n}' for n in mixed_names(config))}
+
+  def flatten(prefix, section):
+    flat = {}
+    for key, value in section.items():
+      inside = f'{prefix}{key}' in sections and isinstance(value, _DICT)
+      flat |= (
+        flatten(f'{prefix}{key}.', value)
+        if inside
+        else {f'{prefix}{key}': value}
+      )
+    return flat
+
+  return flatten('', config)
 
 
 def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -302,8 +371,9 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   Raises:
     ConfigError: unknown, missing or mistyped fields, each with a message.
   """
-  keys, flat, wrong = _accepted_keys(), _flatten(config), []
-  given: dict[str, list[str]] = {name: [] for name in FIELDS}
+  fields, flat, wrong = _fields(config), _flatten(config), []
+  keys = _accepted_keys(fields)
+  given: dict[str, list[str]] = {name: [] for name in fields}
   for key, value in flat.items():
     if key not in keys:
       wrong.append(f'config.{key}: {unknown("field", key, keys)}')
@@ -322,7 +392,7 @@ def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         f'config.{key} is {value!r}; expected at least {field.minimum}'
       )
   full = ml_collections.ConfigDict(config.to_dict(), type_safe=False)
-  for name, field in FIELDS.items():
+  for name, field in fields.items():
     if len(given[name]) > 1:
       wrong.append(f'config: give one of {", ".join(given[name])}, not several')
     if given[name]:
@@ -383,7 +453,7 @@ def fixed_differences(old: Mapping, new: Mapping) -> list[str]:
   Returns:
     One line a difference: name, old value, new value.
   """
-  keys = _accepted_keys()
+  keys = _accepted_keys(_fields(new))
   flat = lambda c: _flatten(ml_collections.ConfigDict(c))
   old, new = flat(old), flat(new)
   differences = []
@@ -393,7 +463,7 @@ def fixed_differences(old: Mapping, new: Mapping) -> list[str]:
     before, after = (to_jsonable(c.get(key)) for c in (old, new))
     if key not in old and key in keys:  # Newer than that run.
       before = to_jsonable(keys[key][1].default)
-    if key == 'input.data':  # The folder may differ from machine to machine.
+    if key.endswith('.data'):  # The folder may differ from machine to machine.
       before, after = ({**d, 'data_dir': None} for d in (before, after))
     if before != after:
       differences.append(f'{key}: {before!r} there, {after!r} now')

@@ -5,6 +5,7 @@ wrong with a config is collected on the way, so that one report has it all.
 """
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -39,9 +40,10 @@ class Plan:
     mistakes: what is wrong.
     missing: data that is not there, with the command that prepares it, to the
       fields that name it.
-    source: of the training data.
-    preprocess: the training data's preprocessing.
-    batch_shapes: of a global training batch, jax.ShapeDtypeStructs.
+    parts: the data sets of the training data.
+    host_shapes: of a global training batch as the hosts make it,
+      jax.ShapeDtypeStructs.
+    batch_shapes: of the same as the task gets it.
     total_steps: of the run.
     task: see `tasks`.
     params_shapes: of the parameters, jax.ShapeDtypeStructs.
@@ -55,8 +57,8 @@ class Plan:
   config: ml_collections.ConfigDict
   mistakes: Mistakes = dataclasses.field(default_factory=Mistakes)
   missing: dict[str, list[str]] = dataclasses.field(default_factory=dict)
-  source: core.Source | None = None
-  preprocess: input_pipeline.Preprocess | None = None
+  parts: list[input_pipeline.Part] = dataclasses.field(default_factory=list)
+  host_shapes: dict[str, jax.ShapeDtypeStruct] | None = None
   batch_shapes: dict[str, jax.ShapeDtypeStruct] | None = None
   total_steps: int | None = None
   task: Any = None
@@ -66,6 +68,23 @@ class Plan:
   schedules: list[optim.Schedule] = dataclasses.field(default_factory=list)
   evaluators: list[eval_common.Entry] = dataclasses.field(default_factory=list)
   metrics: list[str] = dataclasses.field(default_factory=list)
+
+  @property
+  def data_name(self) -> str:
+    """What messages call the training data."""
+    return ' + '.join(part.source.name for part in self.parts)
+
+  @property
+  def num_examples(self) -> int | None:
+    """Of the training data, all data sets together; None if not known."""
+    sizes = [part.source.num_examples for part in self.parts]
+    return None if None in sizes or not sizes else sum(sizes)
+
+  def on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+    """The rest of the preprocessing, traceable; see `pp.builder`."""
+    if len(self.parts) > 1:  # Each may have another one: all on the host.
+      return batch
+    return self.parts[0].preprocess.on_device(batch)
 
   def steps(
     self,
@@ -78,7 +97,7 @@ class Plan:
       name,
       self.config if config is None else config,
       batch_size=self.config.input.batch_size,
-      data_size=self.source and self.source.num_examples,
+      data_size=self.num_examples,
       total_steps=self.total_steps,
       default=default,
     )
@@ -122,20 +141,98 @@ def check(
 
 
 def _check_input(plan: Plan) -> None:
-  config = plan.config.input
+  config, names = plan.config.input, config_lib.mixed_names(plan.config)
   with plan.mistakes.of('config.input.batch_size'):
     sharding.check_batch_size(config.batch_size)
-  with plan.mistakes.of('config.input.data'):
-    plan.source = core.get(**config.data)
-    plan.note_missing('config.input.data', plan.source)
-  with plan.mistakes.of('config.input.pp'):
-    plan.preprocess = builder.get_preprocess_fn(config.pp)
-  if not (plan.source and plan.preprocess and plan.task):
+  if names:
+    with plan.mistakes.of('config.input.data'):
+      weights = [config.data[name] for name in names]
+      input_pipeline.rows_of_parts(weights, config.batch_size)
+    for name in names:
+      where = f'config.input.{name}'
+      _check_part(plan, where, config[name], config.data[name])
+  else:
+    _check_part(plan, 'config.input', config)
+  if len(plan.parts) != max(1, len(names)) or not plan.task:
     return
-  with plan.mistakes.of('config.input.pp'):
-    spec = input_pipeline.example_spec(plan.source, plan.preprocess)
-    input_pipeline.check_example_spec(spec, plan.task.needs)
-    plan.batch_shapes = input_pipeline.batch_shapes(spec, config.batch_size)
+  specs = {}
+  for name, part in zip(names or [''], plan.parts, strict=True):
+    with plan.mistakes.of(f'config.input{name and f".{name}"}.pp'):
+      spec = input_pipeline.example_spec(part.source, part.preprocess)
+      input_pipeline.check_example_spec(spec, plan.task.needs)
+      specs[name] = spec
+  if len(specs) == len(plan.parts):
+    with plan.mistakes.of('config.input'):
+      _check_alike(specs)
+      plan.host_shapes = input_pipeline.batch_shapes(spec, config.batch_size)
+      plan.batch_shapes = jax.eval_shape(plan.on_device, plan.host_shapes)
+  _check_memory(plan)
+
+
+def _check_part(
+  plan: Plan, where: str, options: Mapping[str, Any], weight: float = 1.0
+) -> None:
+  """Adds one data set of the training data to the plan."""
+  source = preprocess = None
+  with plan.mistakes.of(f'{where}.data'):
+    source = core.get(**options['data'])
+    plan.note_missing(f'{where}.data', source)
+  if source and options['pre_filter_fn']:
+    with plan.mistakes.of(f'{where}.pre_filter_fn'):
+      source = input_pipeline.filtered(source, options['pre_filter_fn'])
+  with plan.mistakes.of(f'{where}.pp'):
+    preprocess = builder.get_preprocess_fn(
+      options['pp'], defer='batch_size' in options
+    )
+  if preprocess and preprocess.random and options['cache_final']:
+    with plan.mistakes.of(f'{where}.cache_final'):
+      raise ConfigError(
+        'the pp has random ops, whose results would be the same in each epoch;'
+        ' use cache_raw'
+      )
+  if source and preprocess:
+    plan.parts.append(input_pipeline.Part(source, preprocess, options, weight))
+
+
+def _check_alike(specs: Mapping[str, Mapping[str, Any]]) -> None:
+  """Raises ConfigError unless all data sets of a mix give the same features."""
+  first, *others = specs
+  for name in others:
+    for key in sorted({*specs[first], *specs[name]}):
+      here, there = specs[name].get(key), specs[first].get(key)
+      if here != there:
+        raise ConfigError(
+          f'data sets of a mix must give the same features: {key!r} is'
+          f' {here} in {name}, {there} in {first}'
+        )
+
+
+def _host_bytes(plan: Plan) -> float:
+  """What the training data takes of this host's memory, about."""
+  config, total = plan.config.input, 0.0
+  example = _bytes(plan.host_shapes or {}) / config.batch_size
+  for part in plan.parts:
+    n, options = part.source.num_examples or 0, part.options
+    raw = part.source.num_bytes
+    if options['cache_final']:
+      total += n * example
+    elif options['cache_raw'] or raw <= config.max_in_memory_gb * 1e9:
+      total += raw
+    elif part.source.lookup is None:
+      windows = 2 * min(options['shuffle_buffer_size'], n)
+      total += windows * raw / max(n, 1) / jax.process_count()
+  return total
+
+
+def _check_memory(plan: Plan) -> None:
+  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  with plan.mistakes.of('config.input'):
+    if _host_bytes(plan) > memory:
+      raise ConfigError(
+        f'the training data would take {_size(_host_bytes(plan))} of this'
+        f" machine's {_size(memory)} of memory: lower shuffle_buffer_size, or"
+        ' leave out cache_raw, cache_final or a larger max_in_memory_gb'
+      )
 
 
 def _check_durations(plan: Plan) -> None:
@@ -191,7 +288,7 @@ def _check_optimizer(plan: Plan) -> None:
   sizes = {
     'total_steps': plan.total_steps,
     'batch_size': plan.config.input.batch_size,
-    'data_size': plan.source and plan.source.num_examples,
+    'data_size': plan.num_examples,
   }
   with plan.mistakes.of(''):
     optim.check(plan.config, **sizes)
@@ -287,7 +384,7 @@ def _summarize_model(plan: Plan) -> list[tuple[str, str]]:
 
 def _summarize_course(plan: Plan) -> list[tuple[str, str]]:
   config, total = plan.config, plan.total_steps
-  batch_size, n = config.input.batch_size, plan.source.num_examples
+  batch_size, n = config.input.batch_size, plan.num_examples
   at = [round(total * quarter / 4) for quarter in range(5)]
   rates = [
     ', '.join(f'{config.lr * float(s(step)):.3g}' for step in at)
@@ -295,7 +392,7 @@ def _summarize_course(plan: Plan) -> list[tuple[str, str]]:
   ]
   size = f'{n:,} examples' if n else 'size not known without the data'
   return [
-    ('data', f'{plan.source.name}, {size}'),
+    ('data', f'{plan.data_name}, {size}'),
     ('steps', f'{total:,} of {batch_size:,} examples'),
     ('epochs', f'{total * batch_size / n:.4g}' if n else '?'),
     *(('learning rate', f'{r} at steps {at}') for r in rates),
@@ -306,7 +403,7 @@ def _summarize_devices(plan: Plan) -> list[tuple[str, str]]:
   devices = jax.devices()
   opt = jax.eval_shape(plan.optimizer.init, plan.params_shapes)
   params = _size(_bytes(plan.params_shapes))
-  batch = _size(_bytes(plan.batch_shapes) / len(devices))
+  batch = _size(_bytes(plan.host_shapes) / len(devices))
   return [
     ('devices', f'{len(devices)} ({devices[0].device_kind})'),
     (
@@ -314,4 +411,5 @@ def _summarize_devices(plan: Plan) -> list[tuple[str, str]]:
       f'parameters {params}, optimizer {_size(_bytes(opt))}, gradients'
       f' {params}, batch {batch}; activations not counted',
     ),
+    ('host memory', f'{_size(_host_bytes(plan))} for the training data'),
   ]

@@ -79,9 +79,13 @@ def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
 def put_batch(
   batch: Mapping[str, np.ndarray], mesh: Mesh
 ) -> dict[str, jax.Array]:
-  """The global batch on the devices, out of this process's rows of it."""
+  """The global batch on the devices, out of this process's rows of it.
+
+  Features of dtype object, which no device can hold, are left out.
+  """
   sharding = over_batch(mesh)
   return {
     key: jax.make_array_from_process_local_data(sharding, value)
     for key, value in batch.items()
+    if value.dtype != object
   }

@@ -35,10 +35,13 @@ from big_vision_dpn import (
 from big_vision_dpn.checkpoint import Checkpointer, write_config
 from big_vision_dpn.chrono import Chrono, StepTrace, itstime
 from big_vision_dpn.config import ConfigError
+from big_vision_dpn.datasets.core import DataError
 from big_vision_dpn.evaluators.common import Entry
 from big_vision_dpn.writers import note
 
-USER_MISTAKE = 2  # Exit code.
+# Exit codes.
+DAMAGED_DATA = 1
+USER_MISTAKE = 2
 
 
 def make_update_fn(plan: preflight.Plan) -> Callable:
@@ -54,7 +57,7 @@ def make_update_fn(plan: preflight.Plan) -> Callable:
     # Like threefry, rbg gives the same numbers on any mesh; dropout with it
     # compiles several times faster on a CPU and runs faster on a TPU.
     rng = jax.random.fold_in(jax.random.key(config.seed, impl='rbg'), step)
-    params = state['params']
+    params, batch = state['params'], plan.on_device(batch)
     (_, measurements), grads = jax.value_and_grad(task.loss, has_aux=True)(
       params, batch, rng
     )
@@ -77,7 +80,7 @@ def check_update(plan: preflight.Plan) -> None:
   with plan.mistakes.of('the training step'):
     state = abstract_state(plan, sharding.make_mesh())
     update_fn = make_update_fn(plan)
-    pytree.eval_shape(lambda s, b: update_fn(s, b, 0), state, plan.batch_shapes)
+    pytree.eval_shape(lambda s, b: update_fn(s, b, 0), state, plan.host_shapes)
 
 
 def init_state(plan: preflight.Plan, mesh: jax.sharding.Mesh) -> Any:
@@ -120,7 +123,7 @@ def restore_or_init(
 def flops_a_step(plan: preflight.Plan) -> float:
   """Floating-point operations of one step, by XLA's count; compiles nothing."""
   state = abstract_state(plan, sharding.make_mesh())
-  lowered = jax.jit(make_update_fn(plan)).lower(state, plan.batch_shapes, 0)
+  lowered = jax.jit(make_update_fn(plan)).lower(state, plan.host_shapes, 0)
   return lowered.cost_analysis()['flops']
 
 
@@ -129,16 +132,15 @@ def batches_from(
 ) -> Iterator[dict[str, jax.Array]]:
   """Training batches on the devices, some ahead of their use."""
   config = plan.config
-  dataset = input_pipeline.training(
-    plan.source,
-    plan.preprocess,
+  batches = input_pipeline.training(
+    plan.parts,
     config.input,
     seed=config.seed,
     start_step=start_step,
     rows=sharding.local_rows(mesh, config.input.batch_size),
   )
   ahead = []
-  for batch in dataset.as_numpy_iterator():
+  for batch in batches:
     ahead.append(sharding.put_batch(batch, mesh))
     if len(ahead) > config.input.prefetch:
       yield ahead.pop(0)
@@ -162,7 +164,7 @@ def train(plan: preflight.Plan, name: str, workdir: str | None) -> None:
   first_step, state, extra = restore_or_init(plan, mesh, checkpointer)
   note(
     f'{name}: {total_steps - first_step:,} of {total_steps:,} steps to go,'
-    f' {config.input.batch_size:,} examples each of {plan.source.name}, on'
+    f' {config.input.batch_size:,} examples each of {plan.data_name}, on'
     f' {jax.device_count()} {jax.devices()[0].platform}; the first one compiles'
   )
 
@@ -233,7 +235,7 @@ def schedule_metrics(plan: preflight.Plan, step: int) -> dict[str, float]:
   examples = step * plan.config.input.batch_size
   return metrics | {
     'lr': plan.config.lr * metrics['global_schedule'],
-    'epoch': examples / plan.source.num_examples,
+    'epoch': examples / plan.num_examples,
   }
 
 
@@ -251,7 +253,8 @@ def run(config: Any, workdir: str | None, *, dry_run: bool) -> int:
   """Checks and then trains a config, or each variant of its comparison.
 
   Returns:
-    The exit code: 0, or 2 for a user's mistake, which has been reported.
+    The exit code: 0, 2 for a user's mistake or 1 for data that cannot be read,
+    which has been reported.
   """
   try:
     variants = comparison.variants(config, workdir)
@@ -274,7 +277,11 @@ def run(config: Any, workdir: str | None, *, dry_run: bool) -> int:
       note(f'{name}\n{preflight.summary(plan, flops_a_step(plan))}\n')
     return 0
   for variant in variants:
-    train(plans[variant.name], variant.name, variant.workdir)
+    try:
+      train(plans[variant.name], variant.name, variant.workdir)
+    except DataError as e:
+      report(f'{variant.name}: {e}')
+      return DAMAGED_DATA
   if config.get('comparison'):
     comparison.report(config.comparison, workdir)
   return 0

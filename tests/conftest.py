@@ -61,7 +61,7 @@ def sharded_source(tmp_path_factory):
   """50 records in six TFRecord files of different lengths; record i is "i"."""
   import tensorflow as tf
 
-  from big_vision_dpn.datasets import core
+  from big_vision_dpn.datasets import core, tfrecord
 
   folder = tmp_path_factory.mktemp('shards')
   shards, number = [], 0
@@ -71,7 +71,7 @@ def sharded_source(tmp_path_factory):
       for _ in range(length):
         writer.write(str(number).encode())
         number += 1
-    shards.append(core.Shard(path, 0, length))
+    shards.append(tfrecord.Shard(path, 0, length))
   return core.Source(
     name='numbers',
     parse=lambda r: {'id': tf.strings.to_number(r, tf.int64)},

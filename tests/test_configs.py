@@ -20,7 +20,7 @@ def _config(name, arg=''):
 
 def _use_folder(config, folder):
   for data in (config.input.data, *(e.data for e in config.evals.values())):
-    if data.name != 'mnist5k':
+    if data.name != 'bv:mnist5k':
       data.data_dir = folder
 
 

@@ -33,7 +33,7 @@ def get_config(arg=None):
   c.num_classes = 10
   c.loss = 'softmax_xent'
   c.input = dict(
-    data=dict(name='mnist5k', split='train[:100]'),
+    data=dict(name='bv:mnist5k', split='train[:100]'),
     batch_size=16,
     pp='decode(1)|resize(18)|random_crop(16)|{PP.partition('16)|')[2]}',
   )
@@ -49,7 +49,7 @@ def get_config(arg=None):
   c.log_training_steps = 2
   c.ckpt_steps = 5
   c.evals = dict(val=dict(
-    type='classification', data=dict(name='mnist5k', split='test[:50]'),
+    type='classification', data=dict(name='bv:mnist5k', split='test[:50]'),
     pp_fn='{PP}', loss_name='softmax_xent', log_steps=6))
   return c
 """
@@ -266,7 +266,7 @@ def test_the_tiny_config_has_no_mistakes():
             'type': 'mean',
             'pred': 'loss',
             'prefix': 'val/',
-            'data': {'name': 'mnist5k', 'split': 'test'},
+            'data': {'name': 'bv:mnist5k', 'split': 'test'},
             'pp_fn': PP,
             'log_steps': 1,
           }

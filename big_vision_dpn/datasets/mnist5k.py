@@ -45,21 +45,17 @@ def get(split: str) -> core.Source:
   index = np.concatenate(
     [_indices(name)[list(r)] for name, r in core.slice_split(split, _SIZES)]
   )
-  records = {
-    'image': next(
-      iter(
-        tf.data.Dataset.from_tensor_slices(images[index])
-        .map(tf.io.encode_png, num_parallel_calls=tf.data.AUTOTUNE)
-        .batch(len(index))
-      )
-    ),
-    'label': tf.constant(labels[index]),
-    'id': tf.constant(index.astype(np.int64)),
-  }
-  return core.Source(
-    name=f'mnist5k {split}',
-    parse=lambda record: record,
-    record_spec={k: tf.TensorSpec([], v.dtype) for k, v in records.items()},
-    num_examples=len(index),
-    records=records,
+  return core.from_tensors(
+    f'mnist5k {split}',
+    {
+      'image': next(
+        iter(
+          tf.data.Dataset.from_tensor_slices(images[index])
+          .map(tf.io.encode_png, num_parallel_calls=tf.data.AUTOTUNE)
+          .batch(len(index))
+        )
+      ),
+      'label': labels[index],
+      'id': index.astype(np.int64),
+    },
   )

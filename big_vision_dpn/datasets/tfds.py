@@ -1,13 +1,15 @@
-"""Data sets of TensorFlow Datasets (TFDS), stored as TFRecord files."""
+"""Data sets of TensorFlow Datasets (TFDS): tfrecord and array_record files."""
 
+import dataclasses
 import difflib
+import os
 import shlex
 from typing import Any
 
 import tensorflow as tf
 
 from big_vision_dpn.config import ConfigError
-from big_vision_dpn.datasets import core
+from big_vision_dpn.datasets import array_record, core, tfrecord
 
 # Examples of the official splits, so that a dry run can tell epochs and steps
 # without the data. TFDS ships no such table.
@@ -24,6 +26,10 @@ def make_builder(name: str, data_dir: str | None) -> Any:
   """`tfds.builder`, with a ConfigError where there is no such data set."""
   import tensorflow_datasets as tfds
 
+  from big_vision_dpn.datasets import imagenet21k  # noqa: F401  Registers it.
+
+  if name.startswith(('/', './', '../', '~')) or '://' in name:
+    return _read_prepared(name, data_dir)
   try:
     return tfds.builder(name, data_dir=data_dir)
   except (
@@ -40,6 +46,28 @@ def make_builder(name: str, data_dir: str | None) -> Any:
     raise ConfigError(
       f'no data set {name!r} in TFDS or prepared in {folder}.{hint}'
       f' ({first_line})'
+    ) from e
+
+
+def _read_prepared(folder: str, data_dir: str | None) -> Any:
+  """The builder of a prepared folder, whose data set needs no code."""
+  import tensorflow_datasets as tfds
+
+  if data_dir:
+    raise ConfigError(
+      f'{folder} is a folder, so data_dir={data_dir!r} means nothing; give one'
+      ' of them, or the name of a data set in data_dir'
+    )
+  folder = os.path.expanduser(folder)
+  try:
+    return tfds.builder_from_directory(folder)
+  except tfds.core.dataset_info.DatasetInfoFileError as e:
+    info = 'dataset_info.json'
+    found = tf.io.gfile.glob([f'{folder}/{"*/" * n}{info}' for n in (1, 2)])
+    near = ', '.join(sorted(os.path.dirname(path) for path in found))
+    raise ConfigError(
+      f'no data set prepared by TFDS in {folder}: it holds no {info}. Expected'
+      f' {near or "a folder like ~/tensorflow_datasets/cifar10/3.0.2"}'
     ) from e
 
 
@@ -64,7 +92,8 @@ def get(name: str, split: str, data_dir: str | None = None) -> core.Source:
 
   Args:
     name: as for `tfds.builder`: "cifar10", "imagenet_v2/matched-frequency",
-      "caltech101:3.0.1".
+      "caltech101:3.0.1"; or the folder of a prepared one, local or gs://:
+      "/data/my_set/1.0.0". Prepared data needs none of its data set's code.
     split: in TFDS's slicing language.
     data_dir: folder, local or gs://; by default TFDS_DATA_DIR or
       ~/tensorflow_datasets.
@@ -74,7 +103,8 @@ def get(name: str, split: str, data_dir: str | None = None) -> core.Source:
     TFDS defines them. Without the data the source says what is `missing`.
 
   Raises:
-    ConfigError: no such data set or split; files that are no TFRecords.
+    ConfigError: no such data set or split; files of another format than
+      tfrecord and array_record.
   """
   import tensorflow_datasets as tfds
 
@@ -93,24 +123,26 @@ def get(name: str, split: str, data_dir: str | None = None) -> core.Source:
   if not builder.info.splits:
     return core.Source(
       **common,
-      num_examples=_official_size(builder.name, split),
+      num_examples=_official_size(builder, split),
       missing=f'{name} is not in {builder.data_dir}: '
       + how_to_prepare(builder, name, data_dir),
     )
-  if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+  formats = tfds.core.FileFormat
+  if builder.info.file_format not in (formats.TFRECORD, formats.ARRAY_RECORD):
     raise ConfigError(
-      f'{name} is stored as {builder.info.file_format.value}; expected'
-      ' tfrecord. Prepare it again with --file_format=tfrecord'
+      f'{name} is stored as {builder.info.file_format.value}; expected tfrecord'
+      f' or array_record. Move {builder.data_dir} away and prepare it again:'
+      ' tools.prepare_data writes tfrecord'
     )
   sizes = {k: s.num_examples for k, s in builder.info.splits.items()}
   core.slice_split(split, sizes)  # For its clear errors.
   info = builder.info.splits[split]
-  return core.Source(
+  source = core.Source(
     **common,
     num_examples=info.num_examples,
     num_bytes=_num_bytes(builder, split),
     shards=tuple(
-      core.Shard(
+      tfrecord.Shard(
         path=f.filename,
         skip=f.skip,
         take=f.examples_in_shard - f.skip if f.take == -1 else f.take,
@@ -118,10 +150,20 @@ def get(name: str, split: str, data_dir: str | None = None) -> core.Source:
       for f in info.file_instructions
     ),
   )
+  if builder.info.file_format == formats.TFRECORD:
+    return source
+  return dataclasses.replace(
+    source,
+    num_bytes=0,
+    shards=(),
+    lookup=array_record.make_lookup(source.shards),
+    locate=source.where,
+  )
 
 
-def _official_size(name: str, split: str) -> int | None:
-  sizes = OFFICIAL_SIZES.get(name)
+def _official_size(builder: Any, split: str) -> int | None:
+  ours = getattr(builder.builder_config, 'sizes', None)
+  sizes = OFFICIAL_SIZES.get(builder.name, ours)
   if sizes is None:
     return None
   return sum(len(r) for _, r in core.slice_split(split, sizes))

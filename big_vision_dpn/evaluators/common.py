@@ -26,6 +26,9 @@ EVALUATORS = {
   'mean': 'big_vision_dpn.evaluators.mean',
 }
 
+# Fields of an evaluator's spec that say how its split is read.
+SPLIT_OPTIONS = ('cache_raw', 'cache_final', 'skip_errors')
+
 # Fields of an evaluator's spec that are not arguments of its class.
 _GENERAL = ('type', 'pred', 'prefix', *(f'log_{u}' for u in DURATION_UNITS))
 
@@ -51,7 +54,7 @@ class Split:
     input_config: Mapping[str, Any],
   ):
     self.batch_size, self._input_config = batch_size, input_config
-    self._batches = None
+    self._start = None
     mistakes = Mistakes()
     with mistakes.of('data'):
       self.source = core.get(**data)
@@ -68,18 +71,31 @@ class Split:
     shapes = input_pipeline.batch_shapes(self.spec, self.batch_size)
     return {**shapes, '_mask': mask}
 
-  def batches(self, mesh: jax.sharding.Mesh) -> Iterator[dict[str, jax.Array]]:
-    """Each example once; `_mask` is 0 for the padding of the last batches."""
-    if self._batches is None:
-      self._batches, _ = input_pipeline.inference(
+  def on_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The rest of the preprocessing, traceable; see `pp.builder`."""
+    return self._preprocess.on_device(batch)
+
+  def batches(
+    self, mesh: jax.sharding.Mesh
+  ) -> Iterator[tuple[dict[str, jax.Array], dict[str, np.ndarray]]]:
+    """Each example once; `_mask` is 0 for the padding of the last batches.
+
+    Yields:
+      A global batch on the devices; and of this process's rows of it what
+      stays on the host: strings and features of varying length.
+    """
+    if self._start is None:
+      self._start = input_pipeline.inference(
         self.source,
         self._preprocess,
         self._input_config,
         batch_size=self.batch_size,
         rows=sharding.local_rows(mesh, self.batch_size),
+        **{k: self._input_config.get(k, False) for k in SPLIT_OPTIONS},
       )
-    for batch in self._batches.as_numpy_iterator():
-      yield sharding.put_batch(batch, mesh)
+    for batch in self._start():
+      on_host = {k: v for k, v in batch.items() if v.dtype == object}
+      yield sharding.put_batch(batch, mesh), on_host
 
 
 class MeanEvaluator(abc.ABC):
@@ -114,7 +130,7 @@ class MeanEvaluator(abc.ABC):
     """Metrics by name, (n,) float each, and weights, (n,) float."""
 
   def _sum(self, params: Any, batch: Any) -> tuple[dict, jax.Array]:
-    values, weights = self.per_example(params, batch)
+    values, weights = self.per_example(params, self.split.on_device(batch))
     for name, value in values.items():
       if value.shape != weights.shape:
         raise ConfigError(
@@ -148,7 +164,7 @@ class MeanEvaluator(abc.ABC):
   ) -> Iterator[tuple[str, float]]:
     """Yields (name of the metric, value) over the whole split."""
     sums = []
-    for batch in self.split.batches(mesh):
+    for batch, _ in self.split.batches(mesh):
       sums.append(self._sums(params, batch))
       # Further ahead than one step, batches would fill the device.
       jax.block_until_ready(sums[-2:-1])
@@ -172,7 +188,9 @@ def from_config(
     name: its key in `config.evals`.
     spec: `type` (default: the name), `data`, `pp_fn`, `log_steps` (or another
       unit), `pred` (default "predict"), `prefix` (default "NAME/"),
-      `batch_size` (default: of training), and the evaluator's own arguments.
+      `batch_size` (default: of training), `cache_raw`, `cache_final` and
+      `skip_errors` (see `input_pipeline.inference`), and the evaluator's own
+      arguments.
     predict_fns: of the task; None if it is not known, for a check.
     get_steps: (duration's name, spec) -> steps.
     input_config: the resolved `config.input`.
@@ -196,7 +214,11 @@ def from_config(
 
   arguments = {
     'batch_size': input_config['batch_size'],
-    **{k: v for k, v in spec.items() if k not in _GENERAL},
+    **{k: v for k, v in spec.items() if k not in _GENERAL + SPLIT_OPTIONS},
+  }
+  input_config = {
+    **input_config,
+    **{k: spec.get(k, False) for k in SPLIT_OPTIONS},
   }
   evaluator = importlib.import_module(module).Evaluator
   check_arguments(

@@ -21,13 +21,14 @@ import tensorflow as tf
 from big_vision_dpn import config
 from big_vision_dpn import pp as package
 from big_vision_dpn.config import ConfigError
-from big_vision_dpn.pp import registry
+from big_vision_dpn.pp import deferred, registry
+from big_vision_dpn.pp.pixels import to_tensor
 from big_vision_dpn.pp.rng import Rng
 
 # Modules of ours that big_vision's configs call by another name.
 _ALIASES = {'archive.randaug': 'randaug'}
 _QUOTED = re.compile(r"""(["'])(?:\\.|(?!\1).)*\1""")
-_NOT_OPS = ('builder', 'registry', 'rng')
+_NOT_OPS = ('builder', 'deferred', 'pixels', 'registry', 'resample', 'rng')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,43 +63,102 @@ def import_ops(modules: Iterable[str]) -> None:
       ) from e
 
 
-def get_preprocess_fn(
-  pp: str,
-) -> Callable[[registry.Features, tf.Tensor], registry.Features]:
+class Preprocess:
+  """What a pp string describes: a part for the host, and one for the device.
+
+  The host's part is made for tracing by `tf.data`, example by example:
+
+      preprocess = get_preprocess_fn(pp)
+      data = data.map(lambda x, seed: preprocess(x, seed)).batch(64)
+
+  The device's part is for batches of that, within `jax.jit` or not:
+
+      batch = preprocess.on_device(batch)
+
+  It does what the last ops of the string leave to it: `value_range` on a uint8
+  image, which so crosses to the device with a quarter of the bytes. What the
+  ops mean does not depend on which part they are in.
+
+  Attributes:
+    random: whether an op draws.
+  """
+
+  def __init__(self, steps: list[_Step], defer: bool):
+    self._steps = steps
+    self._defer = defer
+    self.random = any(step.random for step in steps)
+    self._on_device: dict[str, deferred.DeviceFn] | None = None
+
+  def __call__(
+    self, features: registry.Features, seed: tf.Tensor
+  ) -> registry.Features:
+    """The host's part, for one example.
+
+    It is not converted by AutoGraph: an op that branches on a tensor does so by
+    `tf.cond`.
+
+    Args:
+      features: the example's tensors by name; the dict is not changed.
+      seed: the example's own, int32 or int64 of shape [2].
+
+    Returns:
+      The features for the device's part, the same for the same arguments.
+
+    Raises:
+      ConfigError: while it is traced, if the features lack what an op reads.
+    """
+    # So that ops see plain Python, in tf.data as in eager mode.
+    run = tf.autograph.experimental.do_not_convert(self._on_host)
+    return run(features, seed)
+
+  def on_device(self, batch: registry.Features) -> registry.Features:
+    """The device's part, for a batch.
+
+    Args:
+      batch: features by name, jax arrays with a leading axis for the examples;
+        those that the host's part does not make stay. The dict is not changed.
+
+    Returns:
+      The batch as the pp string describes it. Only after the host's part was
+      traced is it known what is left to do.
+    """
+    assert self._on_device is not None, (
+      'on_device before the host part was traced: iterate the data set first, '
+      'or take its element_spec'
+    )
+    done = {n: fn(batch[n]) for n, fn in self._on_device.items() if n in batch}
+    return {**batch, **done}
+
+  def _on_host(
+    self, features: registry.Features, seed: tf.Tensor
+  ) -> registry.Features:
+    rng = Rng(seed) if self.random else None
+    features = dict(features)
+    with deferred.noting() as replace:
+      for step in self._steps:
+        features = _run(step, features, rng)
+      features = {name: to_tensor(v) for name, v in features.items()}
+      self._on_device = replace(features) if self._defer else {}
+    return features
+
+
+def get_preprocess_fn(pp: str, *, defer: bool = True) -> Preprocess:
   """The function that a pp string describes.
 
-  Call `import_ops` before. The function is made for tracing by `tf.data`, and
-  is not converted by AutoGraph: an op that branches on a tensor does so by
-  `tf.cond`. It changes nothing in the dict that it is given.
+  Call `import_ops` before.
 
   Args:
     pp: the ops, divided by bars; "" is the identity.
+    defer: leave to the device what it can do; False does all on the host.
 
   Returns:
-    A function of (features, seed): the dict of one example's tensors, and the
-    example's own seed, int32 or int64 of shape [2]. It returns a dict, the
-    same for the same arguments. It raises ConfigError while it is traced if
-    the features lack what an op reads.
+    A function of (features, seed), and what it leaves to the device.
 
   Raises:
     ConfigError: a mistake in the string; the message has the number of the op,
       its column and what was expected.
   """
-  steps = [_bind(*found) for found in _parse(pp)]
-  random = any(step.random for step in steps)
-
-  # So that ops see plain Python, in tf.data as in eager mode.
-  @tf.autograph.experimental.do_not_convert
-  def preprocess(
-    features: registry.Features, seed: tf.Tensor
-  ) -> registry.Features:
-    rng = Rng(seed) if random else None
-    features = dict(features)
-    for step in steps:
-      features = _run(step, features, rng)
-    return features
-
-  return preprocess
+  return Preprocess([_bind(*found) for found in _parse(pp)], defer)
 
 
 def _run(

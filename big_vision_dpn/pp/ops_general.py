@@ -1,11 +1,20 @@
-"""Ops on tensors of any kind, and on the dict of features."""
+"""Ops on tensors of any kind, and on the dict of features.
 
-from collections.abc import Callable, Sequence
+Those of `ops_lookup` and `ops_choice` come with this module.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from big_vision_dpn.config import ConfigError
+from big_vision_dpn.config import ConfigError, unknown
+from big_vision_dpn.pp import ops_lookup  # noqa: F401, registers its op.
+from big_vision_dpn.pp.deferred import defer
+
+# Registers its ops as well.
+from big_vision_dpn.pp.ops_choice import check_keys
 from big_vision_dpn.pp.registry import Features, register
 
 
@@ -19,7 +28,8 @@ def value_range(
 ) -> Callable[[tf.Tensor], tf.Tensor]:
   """Maps values linearly, so that [in_min, in_max] becomes [vmin, vmax].
 
-  Any numeric tensor becomes a float32 one of its shape.
+  Any numeric tensor becomes a float32 one of its shape. On a uint8 one as the
+  last op, this is done on the device: see `builder.Preprocess`.
 
   Args:
     vmin: what `in_min` becomes.
@@ -34,11 +44,23 @@ def value_range(
   if np.any(low == high):
     raise ConfigError(f'in_min and in_max are equal: {in_min}, {in_max}')
 
-  def fn(x: tf.Tensor) -> tf.Tensor:
+  def scale(x: Any) -> Any:
     # In this order the two ends are exact: 0 and 255 become -1 and 1.
-    unit = (tf.cast(x, tf.float32) - low) / (high - low)
-    x = vmin + unit * (vmax - vmin)
-    return tf.clip_by_value(x, vmin, vmax) if clip_values else x
+    return vmin + (x - low) / (high - low) * (vmax - vmin)
+
+  def fn(x: tf.Tensor) -> tf.Tensor:
+    result = scale(tf.cast(x, tf.float32))
+    if clip_values:
+      result = tf.clip_by_value(result, vmin, vmax)
+    if isinstance(x, tf.Tensor) and x.dtype == tf.uint8:
+      # Of fewer axes than in_min, a batch has others at their places.
+      if (x.shape.rank or 0) >= (high - low).ndim:
+        defer(result, x, on_device)
+    return result
+
+  def on_device(x: Any) -> Any:
+    result = scale(x.astype(np.float32))
+    return result.clip(vmin, vmax) if clip_values else result
 
   return fn
 
@@ -116,3 +138,206 @@ def drop(*keys: str) -> Callable[[Features], Features]:
 def copy(inkey: str, outkey: str) -> Callable[[Features], Features]:
   """Gives the feature `inkey` a second name, `outkey`."""
   return lambda features: {**features, outkey: features[inkey]}
+
+
+@register('squeeze_last_dim', key='image')
+def squeeze_last_dim() -> Callable[[tf.Tensor], tf.Tensor]:
+  """Drops the last axis, whose size is 1: [..., 1] becomes [...]."""
+  return lambda x: tf.squeeze(x, axis=-1)
+
+
+@register('concat')
+def concat(
+  inkeys: Sequence[str], outkey: str | None = None, axis: int = -1
+) -> Callable[[Features], Features]:
+  """Joins features along an axis that they all have.
+
+  Args:
+    inkeys: the features to read, of one dtype, whose shapes differ along
+      `axis` alone.
+    outkey: the feature to write; None means the first of `inkeys`.
+    axis: the axis; negative ones count from the last.
+  """
+  inkeys = check_keys('inkeys', inkeys)
+
+  def fn(features: Features) -> Features:
+    value = tf.concat([features[key] for key in inkeys], axis)
+    return {**features, outkey or inkeys[0]: value}
+
+  return fn
+
+
+@register('rag_tensor', key='image')
+def rag_tensor() -> Callable[[tf.Tensor], tf.RaggedTensor]:
+  """Makes a RaggedTensor, so that examples of different lengths can be batched.
+
+  A tensor of shape [n, ...] becomes a ragged one of shape [1, None, ...].
+  """
+  return lambda x: tf.RaggedTensor.from_tensor(tf.convert_to_tensor(x)[None])
+
+
+@register('pad_to_shape', key='image')
+def pad_to_shape(
+  shape: Sequence[int | None],
+  pad_value: Any = 0,
+  where: str = 'after',
+) -> Callable[[tf.Tensor], tf.Tensor]:
+  """Pads a tensor to a shape, which is then known before there is data.
+
+  Args:
+    shape: a size for every axis; None leaves the axis as it is.
+    pad_value: what to fill in; for strings a string.
+    where: "after" the values, "before" them, or "both", then with the odd
+      element after them.
+
+  The function raises InvalidArgumentError at run time for a tensor that is
+  larger than `shape`.
+  """
+  _check_shape('shape', shape, lambda n: n is None or (_is_int(n) and n >= 0))
+  if where not in ('before', 'after', 'both'):
+    raise unknown('value of where', where, ('before', 'after', 'both'))
+
+  def fn(x: tf.Tensor) -> tf.Tensor:
+    x = tf.convert_to_tensor(x)
+    if x.shape.rank != len(shape) or any(
+      None not in (have, want) and have > want
+      for have, want in zip(x.shape, shape, strict=True)
+    ):
+      raise ConfigError(
+        f'a tensor of shape {x.shape} cannot be padded to {tuple(shape)};'
+        ' expected as many axes, and none that is longer'
+      )
+    size = tf.shape(x)
+    want = [size[i] if n is None else n for i, n in enumerate(shape)]
+    missing = tf.stack(want) - size
+    before = {'after': 0 * missing, 'before': missing, 'both': missing // 2}
+    before = before[where]
+    fits = tf.debugging.assert_non_negative(
+      missing, f'pad_to_shape: the tensor is larger than {tuple(shape)}'
+    )
+    with tf.control_dependencies([fits] if fits is not None else []):
+      paddings = tf.stack([before, missing - before], axis=1)
+    value = _constant('pad_value', pad_value, x.dtype)
+    return tf.ensure_shape(tf.pad(x, paddings, constant_values=value), shape)
+
+  return fn
+
+
+def _is_int(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_shape(
+  name: str, shape: Any, fits: Callable[[Any], bool] = _is_int
+) -> None:
+  if not isinstance(shape, list | tuple) or not all(fits(n) for n in shape):
+    raise ConfigError(f'{name} is {shape!r}; expected sizes such as (16, 3)')
+
+
+def _constant(name: str, value: Any, dtype: tf.DType) -> tf.Tensor:
+  """`value` as a tensor of `dtype`, or a ConfigError if it does not fit."""
+  try:
+    constant = tf.constant(value, dtype)
+    # TensorFlow takes -1 for a uint8, as 255.
+    if dtype.is_integer and np.any(
+      np.asarray(value).astype(dtype.as_numpy_dtype) != np.asarray(value)
+    ):
+      raise ValueError
+  except (TypeError, ValueError, OverflowError) as e:
+    raise ConfigError(
+      f'{name} is {value!r}; expected a value that a feature of dtype'
+      f' {dtype.name} can have'
+    ) from e
+  return constant
+
+
+@register('flatten')
+def flatten(
+  keys: str | Sequence[str] | None = None,
+) -> Callable[[Features], Features]:
+  """Replaces nested features by their parts, which are called "outer/inner".
+
+  Parts of a tuple or a list are called by their places, "outer/0".
+
+  Args:
+    keys: the features to flatten; None means all.
+  """
+  chosen = None if keys is None else check_keys('keys', keys)
+
+  def fn(features: Features) -> Features:
+    nested = {key: features[key] for key in chosen or features}
+    flat = {k: v for k, v in features.items() if k not in nested}
+    for key, value in nested.items():
+      for name, part in _parts(key, value):
+        if name in flat:
+          raise ConfigError(f'two features would be called {name!r}; drop one')
+        flat[name] = part
+    return flat
+
+  return fn
+
+
+def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+  if isinstance(value, list | tuple):
+    value = dict(enumerate(value))
+  if not isinstance(value, dict):
+    yield name, value
+    return
+  for key, part in value.items():
+    yield from _parts(f'{name}/{key}', part)
+
+
+@register('reshape', key='image')
+def reshape(new_shape: Sequence[int]) -> Callable[[tf.Tensor], tf.Tensor]:
+  """Gives a tensor another shape of as many elements.
+
+  Args:
+    new_shape: a size for every axis; one of them may be -1, for the rest.
+  """
+  _check_shape('new_shape', new_shape, lambda n: _is_int(n) and n >= -1)
+  if list(new_shape).count(-1) > 1:
+    raise ConfigError(f'new_shape is {new_shape!r}; expected -1 once at most')
+  return lambda x: tf.reshape(x, new_shape)
+
+
+@register('setdefault')
+def setdefault(key: str, value: Any) -> Callable[[Features], Features]:
+  """Gives a feature a value if it is missing or has no elements.
+
+  Args:
+    key: the feature.
+    value: a literal. If the feature is there, the value takes its dtype and
+      rank: an empty [0] becomes [value], or `value` if that is a list.
+  """
+
+  def fn(features: Features) -> Features:
+    if key not in features:
+      return {**features, key: tf.constant(value)}
+    x = tf.convert_to_tensor(features[key])
+    default = _as_default(key, value, x)
+    if x.shape.num_elements() is None:
+      filled = tf.cond(tf.size(x) > 0, lambda: x, lambda: default)
+    else:
+      filled = x if x.shape.num_elements() else default
+    return {**features, key: filled}
+
+  return fn
+
+
+def _as_default(key: str, value: Any, x: tf.Tensor) -> tf.Tensor:
+  """`value` with the dtype of `x`, and as many axes."""
+  default = _constant('value', value, x.dtype)
+  try:
+    shape = np.broadcast_shapes([n or 1 for n in x.shape], default.shape)
+  except ValueError:
+    shape = None
+  # An axis of x without elements fits any.
+  if (
+    shape is None
+    or len(shape) != x.shape.rank
+    or any(have and have != n for n, have in zip(shape, x.shape, strict=True))
+  ):
+    raise ConfigError(
+      f'value is {value!r}; expected one that fits {key!r}, of shape {x.shape}'
+    )
+  return tf.broadcast_to(default, shape)

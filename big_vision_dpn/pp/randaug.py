@@ -12,30 +12,40 @@ they are named after, and here they do:
   and every image is inverted.
 * Contrast blends with the image's mean gray. There, with a constant.
 
-Speed decides how a transform is written: TensorFlow does arithmetic on whole
-planes of pixels several times faster than it looks values up (`tf.gather`),
-selects them (`tf.where`), or broadcasts along the three channels.
+A transform of an image takes and returns uint8 of shape [height, width, 3], and
+does not change the array that it is given.
 """
 
 import math
 from collections.abc import Callable
 
+import cv2
+import numpy as np
 import tensorflow as tf
 
 from big_vision_dpn.config import ConfigError
+from big_vision_dpn.pp.pixels import Pixels
 from big_vision_dpn.pp.registry import register
 from big_vision_dpn.pp.rng import Rng
 
+# From the image, 1 or -1 for the way that a geometric transform goes, and two
+# numbers in [0, 1) for the middle of Cutout.
+Transform = Callable[[np.ndarray, int, tuple[float, float]], np.ndarray]
+
 # What fills the places that a transform leaves empty.
 _FILL = 128
-# PIL's weights of red, green and blue in gray, in units of 2^-16.
-_GRAY = (19595, 38470, 7471)
+# PIL's weights of red, green and blue in gray, and a half to round, in units of
+# 2^-16. Float32 adds them without an error.
+_GRAY = np.array([[19595, 38470, 7471, 1 << 15]], np.float32)
+# PIL's mean of a pixel, five times, and its eight neighbors.
+_SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
+_LEVELS = np.arange(256)
 
 
-@register('randaug', random=True, key='image')
+@register('randaug', random=True, key='image', pixels=True)
 def randaug(
   num_layers: int = 2, magnitude: float = 10
-) -> Callable[[tf.Tensor, Rng], tf.Tensor]:
+) -> Callable[[Pixels, Rng], Pixels]:
   """Applies `num_layers` random transforms, one after another.
 
   Each is drawn evenly out of sixteen: AutoContrast, Equalize, Invert, Rotate,
@@ -53,8 +63,15 @@ def randaug(
     raise ConfigError(f'num_layers must be 0, 1, 2, ..., not {num_layers!r}')
   if not magnitude >= 0:
     raise ConfigError(f'magnitude must not be negative, got {magnitude!r}')
+  choices = list(transforms(magnitude).values())
 
-  def fn(image: tf.Tensor, rng: Rng) -> tf.Tensor:
+  def augment(image: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    for which, way, y, x in draws.reshape(-1, 4).tolist():
+      transform = choices[int(which * len(choices))]
+      image = transform(image, 1 if way < 0.5 else -1, (y, x))
+    return image
+
+  def fn(image: Pixels, rng: Rng) -> Pixels:
     if image.dtype != tf.uint8 or not image.shape.is_compatible_with(
       [None, None, 3]
     ):
@@ -62,93 +79,82 @@ def randaug(
         'works on uint8 images of shape [height, width, 3], so before '
         f'value_range; got {image.dtype.name}, {image.shape}'
       )
-    shape = image.shape
-    for _ in range(num_layers):
-      sign = tf.where(rng.coin(), 1.0, -1.0)
-      center = [rng.integer(n) for n in tf.unstack(tf.shape(image)[:2])]
-      branches = list(transforms(image, magnitude, sign, center).values())
-      image = tf.switch_case(rng.integer(len(branches)), branches)
-      image = tf.ensure_shape(image, shape)
-    return image
+    return image.map(augment, rng.floats(4 * num_layers))
 
   return fn
 
 
-def transforms(
-  image: tf.Tensor, level: float, sign: tf.Tensor, center: list[tf.Tensor]
-) -> dict[str, Callable[[], tf.Tensor]]:
-  """The sixteen transforms of an image at a level, by name, not yet applied.
-
-  Args:
-    image: uint8 of shape [height, width, 3].
-    level: the magnitude.
-    sign: float32 scalar, 1 or -1: which way the geometric transforms go.
-    center: int32 scalars (y, x): the middle of Cutout.
-  """
+def transforms(level: float) -> dict[str, Transform]:
+  """The sixteen transforms at a magnitude, by name."""
   factor = 1.8 * level / 10 + 0.1
-  shear = sign * (0.3 * level / 10)
-  pixels = sign * (100 * level / 10)
-  degrees = sign * (30 * level / 10)
+  shear, pixels, degrees = 0.3 * level / 10, 100 * level / 10, 30 * level / 10
+  half = int(40 * level / 10)
+  add, threshold = int(110 * level / 10), int(256 * level / 10)
   return {
-    'AutoContrast': lambda: autocontrast(image),
-    'Equalize': lambda: equalize(image),
-    'Invert': lambda: invert(image),
-    'Rotate': lambda: rotate(image, degrees),
-    'Posterize': lambda: posterize(image, int(4 * level / 10)),
-    'Solarize': lambda: solarize(image, int(256 * level / 10)),
-    'Color': lambda: color(image, factor),
-    'Contrast': lambda: contrast(image, factor),
-    'Brightness': lambda: brightness(image, factor),
-    'Sharpness': lambda: sharpness(image, factor),
-    'ShearX': lambda: _warp(image, [1, shear, 0, 0, 1, 0]),
-    'ShearY': lambda: _warp(image, [1, 0, 0, shear, 1, 0]),
-    'TranslateX': lambda: _warp(image, [1, 0, pixels, 0, 1, 0]),
-    'TranslateY': lambda: _warp(image, [1, 0, 0, 0, 1, pixels]),
-    'Cutout': lambda: cutout(image, int(40 * level / 10), center),
-    'SolarizeAdd': lambda: solarize_add(image, int(110 * level / 10)),
+    'AutoContrast': lambda image, sign, at: autocontrast(image),
+    'Equalize': lambda image, sign, at: equalize(image),
+    'Invert': lambda image, sign, at: invert(image),
+    'Rotate': lambda image, sign, at: rotate(image, sign * degrees),
+    'Posterize': lambda image, sign, at: posterize(image, int(4 * level / 10)),
+    'Solarize': lambda image, sign, at: solarize(image, threshold),
+    'Color': lambda image, sign, at: color(image, factor),
+    'Contrast': lambda image, sign, at: contrast(image, factor),
+    'Brightness': lambda image, sign, at: brightness(image, factor),
+    'Sharpness': lambda image, sign, at: sharpness(image, factor),
+    'ShearX': lambda image, sign, at: _warp(
+      image, (1, sign * shear, 0, 0, 1, 0)
+    ),
+    'ShearY': lambda image, sign, at: _warp(
+      image, (1, 0, 0, sign * shear, 1, 0)
+    ),
+    'TranslateX': lambda image, sign, at: _warp(
+      image, (1, 0, sign * pixels, 0, 1, 0)
+    ),
+    'TranslateY': lambda image, sign, at: _warp(
+      image, (1, 0, 0, 0, 1, sign * pixels)
+    ),
+    'Cutout': lambda image, sign, at: cutout(image, half, at),
+    'SolarizeAdd': lambda image, sign, at: solarize_add(image, add),
   }
 
 
-def autocontrast(image: tf.Tensor) -> tf.Tensor:
+def autocontrast(image: np.ndarray) -> np.ndarray:
   """Stretches each channel linearly to 0 to 255; a constant one stays."""
-
-  def stretch(plane: tf.Tensor) -> tf.Tensor:
-    low = tf.cast(tf.reduce_min(plane), tf.float32)
-    high = tf.cast(tf.reduce_max(plane), tf.float32)
-    flat = low == high
-    low, span = tf.where(flat, 0.0, low), tf.where(flat, 255.0, high - low)
-    # A quotient of whole numbers this small is exact if it is whole, and else
-    # farther from a whole number than float32 rounds: the cast is a floor.
-    return tf.cast((tf.cast(plane, tf.float32) - low) * 255 / span, tf.uint8)
-
-  return _by_channel(stretch, image)
+  tables = np.empty((1, 256, 3), np.uint8)
+  for channel, plane in enumerate(cv2.split(image)):
+    low, high = (int(n) for n in cv2.minMaxLoc(plane)[:2])
+    table = _LEVELS
+    if low < high:
+      table = np.clip((_LEVELS - low) * 255 // (high - low), 0, 255)
+    tables[0, :, channel] = table
+  return cv2.LUT(image, tables)
 
 
-def equalize(image: tf.Tensor) -> tf.Tensor:
+def equalize(image: np.ndarray) -> np.ndarray:
   """Spreads each channel's values until their histogram is about even.
 
   A channel with too few pixels for that stays, as in PIL.
   """
-
-  def spread(plane: tf.Tensor) -> tf.Tensor:
-    plane = tf.cast(plane, tf.int32)
-    histogram = tf.histogram_fixed_width(plane, [0, 256], 256)
-    below = tf.cumsum(histogram, exclusive=True)
+  tables = np.empty((1, 256, 3), np.uint8)
+  for channel in range(3):
+    histogram = cv2.calcHist([image], [channel], None, [256], [0, 256])
+    histogram = histogram.ravel().astype(np.int64)
+    total = np.cumsum(histogram)
     # The pixels below the brightest value share the other 255 levels.
-    step = tf.reduce_max(below * tf.cast(histogram > 0, tf.int32)) // 255
-    table = tf.minimum((below + step // 2) // tf.maximum(step, 1), 255)
-    table = tf.where(step == 0, tf.range(256), table)
-    return tf.gather(tf.cast(table, tf.uint8), plane)
+    step = int(total[-1] - histogram[np.flatnonzero(histogram)[-1]]) // 255
+    table = _LEVELS
+    if step:
+      table = np.minimum((total - histogram + step // 2) // step, 255)
+    tables[0, :, channel] = table
+  return cv2.LUT(image, tables)
 
-  return _by_channel(spread, image)
 
-
-def invert(image: tf.Tensor) -> tf.Tensor:
+def invert(image: np.ndarray) -> np.ndarray:
   """255 minus every value."""
   return 255 - image
 
 
-def posterize(image: tf.Tensor, bits: int) -> tf.Tensor:
+def posterize(image: np.ndarray, bits: int) -> np.ndarray:
   """Keeps the highest `bits` bits of every value, at least 1 and at most 8.
 
   So at a magnitude below 2.5, where no bit would remain, the image turns into
@@ -156,85 +162,63 @@ def posterize(image: tf.Tensor, bits: int) -> tf.Tensor:
   shifts a uint8 by 7 at most.
   """
   dropped = 8 - min(max(bits, 1), 8)
-  mask = tf.constant(256 - (1 << dropped), tf.uint8)
-  return tf.bitwise.bitwise_and(image, mask)
+  return image & np.uint8(256 - (1 << dropped))
 
 
-def solarize(image: tf.Tensor, threshold: int) -> tf.Tensor:
+def solarize(image: np.ndarray, threshold: int) -> np.ndarray:
   """Inverts the values of `threshold` or more; above 255 the image stays."""
-  if threshold > 255:
-    return tf.identity(image)
-  inverted = tf.cast(image >= tf.constant(threshold, tf.uint8), tf.uint8) * 255
-  return tf.bitwise.bitwise_xor(image, inverted)
+  return _look_up(image, np.where(_LEVELS < threshold, _LEVELS, 255 - _LEVELS))
 
 
-def solarize_add(image: tf.Tensor, addition: int) -> tf.Tensor:
+def solarize_add(image: np.ndarray, addition: int) -> np.ndarray:
   """Adds `addition` to the values below 128, up to 255."""
-  dark = tf.cast(image < tf.constant(128, tf.uint8), tf.uint8)
-  room = 255 - image
-  return image + dark * tf.minimum(
-    room, tf.constant(min(addition, 255), tf.uint8)
-  )
+  more = np.minimum(_LEVELS + addition, 255)
+  return _look_up(image, np.where(_LEVELS < 128, more, _LEVELS))
 
 
-def color(image: tf.Tensor, factor: float) -> tf.Tensor:
+def color(image: np.ndarray, factor: float) -> np.ndarray:
   """Changes the saturation: 0 is gray, 1 the image, more is more."""
-  gray = tf.cast(_gray(image), tf.float32)
-  return _by_channel(lambda plane: _blend(gray, plane, factor), image)
+  return _blend(cv2.merge([_gray(image)] * 3), image, factor)
 
 
-def contrast(image: tf.Tensor, factor: float) -> tf.Tensor:
+def contrast(image: np.ndarray, factor: float) -> np.ndarray:
   """Changes the contrast: 0 is the mean gray, 1 the image, more is more.
 
   The mean of the gray image, rounded to the nearest whole number.
   """
-  # Row by row, since the sum of a large image exceeds an int32.
-  total = tf.reduce_sum(tf.cast(tf.reduce_sum(_gray(image), 1), tf.int64))
-  count = tf.cast(tf.size(image) // 3, tf.int64)
-  mean = (total + count // 2) // count
-  return _blend(tf.cast(mean, tf.float32), image, factor)
+  mean = int(cv2.mean(_gray(image))[0] + 0.5)
+  return _look_up(image, _blend(np.float32(mean), _LEVELS, factor))
 
 
-def brightness(image: tf.Tensor, factor: float) -> tf.Tensor:
+def brightness(image: np.ndarray, factor: float) -> np.ndarray:
   """Multiplies by `factor`: 0 is black, 1 the image, more is more."""
-  return _blend(0.0, image, factor)
+  return _look_up(image, _blend(np.float32(0), _LEVELS, factor))
 
 
-def sharpness(image: tf.Tensor, factor: float) -> tf.Tensor:
+def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
   """Changes the sharpness: 0 is smoothed, 1 the image, more is sharpened.
 
   Smoothed is each pixel's mean with its eight neighbors, itself five times,
   rounded to the nearest whole number. The outermost pixels stay.
   """
-  x = tf.cast(image, tf.float32)
-  rows = x[:-2] + x[1:-1] + x[2:]
-  total = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * x[1:-1, 1:-1]
-  smooth = tf.floor((total + 6) / 13)
-  inside = _blend(smooth, image[1:-1, 1:-1], factor)
-  # Cut so that an image of one or two rows or columns comes out whole.
-  below, right = image[1:], image[1:-1, 1:]
-  middle = tf.concat([image[1:-1, :1], inside, right[:, -1:]], 1)
-  return tf.concat([image[:1], middle, below[-1:]], 0)
+  smooth = cv2.filter2D(image, -1, _SMOOTH)
+  out = _blend(smooth.astype(np.float32), image, factor)
+  for edge in (np.s_[:1], np.s_[-1:], np.s_[:, :1], np.s_[:, -1:]):
+    out[edge] = image[edge]
+  return out
 
 
-def rotate(image: tf.Tensor, degrees: tf.Tensor) -> tf.Tensor:
-  """Rotates counterclockwise around the middle; empty places become gray.
-
-  Args:
-    image: uint8 of shape [height, width, 3].
-    degrees: float32 scalar.
-  """
-  radians = degrees * (math.pi / 180)
-  cos, sin = tf.cos(radians), tf.sin(radians)
-  size = tf.cast(tf.shape(image), tf.float32)
-  y, x = (size[0] - 1) / 2, (size[1] - 1) / 2
-  return _warp(
-    image,
-    [cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y],
-  )
+def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
+  """Rotates counterclockwise around the middle; empty places become gray."""
+  cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+  y, x = (image.shape[0] - 1) / 2, (image.shape[1] - 1) / 2
+  right, down = x - cos * x + sin * y, y - sin * x - cos * y
+  return _warp(image, (cos, -sin, right, sin, cos, down))
 
 
-def cutout(image: tf.Tensor, half: int, center: list[tf.Tensor]) -> tf.Tensor:
+def cutout(
+  image: np.ndarray, half: int, at: tuple[float, float]
+) -> np.ndarray:
   """Makes a square gray, as far as it lies in the image.
 
   Source: DeVries and Taylor 2017 (arXiv:1708.04552).
@@ -242,37 +226,39 @@ def cutout(image: tf.Tensor, half: int, center: list[tf.Tensor]) -> tf.Tensor:
   Args:
     image: uint8 of shape [height, width, 3].
     half: half of the square's side.
-    center: int32 scalars (y, x); the square goes from y - half to y + half,
-      that row not included.
+    at: the middle (y, x), each in [0, 1) of the image's size. The square goes
+      from row y - half to y + half, that row not included.
   """
-  y, x = center
-  height, width = tf.unstack(tf.shape(image)[:2])
-  top, bottom = tf.maximum(y - half, 0), tf.minimum(y + half, height)
-  left, right = tf.maximum(x - half, 0), tf.minimum(x + half, width)
-  gray = tf.fill([bottom - top, right - left, 3], tf.constant(_FILL, tf.uint8))
-  rows = image[top:bottom]
-  rows = tf.concat([rows[:, :left], gray, rows[:, right:]], 1)
-  return tf.concat([image[:top], rows, image[bottom:]], 0)
+  y, x = (int(part * n) for part, n in zip(at, image.shape, strict=False))
+  image = image.copy()
+  image[max(y - half, 0) : y + half, max(x - half, 0) : x + half] = _FILL
+  return image
 
 
-def _by_channel(fn: Callable[[tf.Tensor], tf.Tensor], image) -> tf.Tensor:
-  return tf.stack([fn(plane) for plane in tf.unstack(image, 3, -1)], -1)
+def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
+  return cv2.LUT(image, table.astype(np.uint8))
 
 
-def _gray(image: tf.Tensor) -> tf.Tensor:
-  """PIL's gray, int32 of shape [height, width]."""
-  planes = tf.unstack(tf.cast(image, tf.int32), 3, -1)
-  total = sum(weight * p for weight, p in zip(_GRAY, planes, strict=True))
-  return tf.bitwise.right_shift(total + (1 << 15), 16)
+def _gray(image: np.ndarray) -> np.ndarray:
+  """PIL's gray: whole numbers in float32, of shape [height, width]."""
+  gray = cv2.transform(image.astype(np.float32), _GRAY)
+  gray *= 2.0**-16
+  return np.floor(gray, out=gray)
 
 
-def _blend(base: float | tf.Tensor, image, factor: float) -> tf.Tensor:
-  """base + factor · (image − base), clipped, its fraction cut off."""
-  value = base + factor * (tf.cast(image, tf.float32) - base)
-  return tf.cast(tf.clip_by_value(value, 0.0, 255.0), tf.uint8)
+def _blend(base: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
+  """base + factor · (image − base), clipped, its fraction cut off.
+
+  In float32, as PIL does, so that the same fractions are cut off.
+  """
+  value = image.astype(np.float32)
+  value -= base
+  value *= np.float32(factor)
+  value += base
+  return np.clip(value, 0, 255, out=value).astype(np.uint8)
 
 
-def _warp(image: tf.Tensor, affine: list) -> tf.Tensor:
+def _warp(image: np.ndarray, affine: tuple[float, ...]) -> np.ndarray:
   """Moves pixels; an empty place becomes gray.
 
   Args:
@@ -280,12 +266,28 @@ def _warp(image: tf.Tensor, affine: list) -> tf.Tensor:
     affine: six numbers; the pixel (x, y) of the result is the one nearest to
       (a·x + b·y + c, d·x + e·y + f) of the image.
   """
-  transform = tf.stack([tf.cast(n, tf.float32) for n in [*affine, 0, 0]])
-  return tf.raw_ops.ImageProjectiveTransformV3(
-    images=image[None],
-    transforms=transform[None],
-    output_shape=tf.shape(image)[:2],
-    fill_value=float(_FILL),
-    interpolation='NEAREST',
-    fill_mode='CONSTANT',
-  )[0]
+  h, w, _ = image.shape
+  a, b, c, d, e, f = (np.float32(n) for n in affine)
+  x, y = np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)[:, None]
+  columns = _nearest(a * x + (b * y + c), w)
+  rows = _nearest(d * x + (e * y + f), h)
+  if max(h, w) >= 1 << 15:  # More than OpenCV's maps can hold.
+    padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), constant_values=_FILL)
+    return padded[rows + 1, columns + 1]
+  # Not cv2.warpAffine, which rounds places so coarsely that some pixels come
+  # from a neighbor of the nearest one.
+  return cv2.remap(
+    image,
+    np.stack([columns, rows], -1, dtype=np.int16, casting='unsafe'),
+    None,
+    cv2.INTER_NEAREST,
+    borderMode=cv2.BORDER_CONSTANT,
+    borderValue=(_FILL,) * 3,
+  )
+
+
+def _nearest(places: np.ndarray, size: int) -> np.ndarray:
+  """The nearest whole numbers, but -1 and `size` for all outside."""
+  # To cut off the fraction rounds to the nearest here, where all is positive.
+  places += 1.5
+  return np.clip(places, 0, size + 1, out=places).astype(np.int32) - 1

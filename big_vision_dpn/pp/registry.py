@@ -8,6 +8,9 @@ returns works on one example while the input pipeline is traced.
       def fn(image, rng):
         ...
       return fn
+
+An op sees tensors, and works with TensorFlow. One on images is faster in NumPy:
+see `pixels`.
 """
 
 import dataclasses
@@ -17,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from big_vision_dpn.config import ConfigError, choose
+from big_vision_dpn.pp.pixels import Pixels, to_tensor
 
 Features = dict[str, Any]
 
@@ -44,7 +48,11 @@ OPS: dict[str, Op] = {}
 
 
 def register(
-  name: str, *, random: bool = False, key: str | None = None
+  name: str,
+  *,
+  random: bool = False,
+  key: str | None = None,
+  pixels: bool = False,
 ) -> Callable[[Callable], Callable]:
   """Registers the decorated factory as the op `name`, and returns it as is.
 
@@ -55,6 +63,7 @@ def register(
       and the pp string may say otherwise by the keyword arguments `key` (read
       and write there), `inkey` (read there) and `outkey` (write there).
       If None, the function maps the whole dict of features.
+    pixels: the op's function maps a `Pixels` in place of a tensor; with `key`.
 
   Raises:
     ConfigError: another factory has the name. Importing the same one again,
@@ -69,7 +78,10 @@ def register(
         f'pp op {name!r} is registered twice: at {OPS[name].place} and at '
         f'{place}. Rename one of them.'
       )
-    build = factory if key is None else _keyed(factory, key)
+    if key is None:
+      build = _on_features(factory)
+    else:
+      build = _keyed(factory, key, Pixels.of if pixels else to_tensor)
     OPS[name] = Op(name, build, random, place)
     return factory
 
@@ -81,15 +93,30 @@ def lookup(name: str) -> Op:
   return choose('pp op', name, OPS)
 
 
-def _keyed(factory: Callable, default: str) -> Callable:
-  """Lifts a factory of tensor functions to one of functions of features."""
+def _on_features(factory: Callable) -> Callable:
+  """Makes the function of a factory see tensors only."""
+
+  @functools.wraps(factory)
+  def build(*args, **kwargs):
+    fn = factory(*args, **kwargs)
+
+    def apply(features: Features, *rng) -> Features:
+      return fn({k: to_tensor(v) for k, v in features.items()}, *rng)
+
+    return apply
+
+  return build
+
+
+def _keyed(factory: Callable, default: str, read: Callable) -> Callable:
+  """Lifts a factory of functions of one value to functions of features."""
 
   @functools.wraps(factory)
   def build(*args, key=default, inkey=None, outkey=None, **kwargs):
     fn = factory(*args, **kwargs)
 
     def apply(features: Features, *rng) -> Features:
-      value = fn(features[inkey or key], *rng)
+      value = fn(read(features[inkey or key]), *rng)
       return {**features, outkey or key: value}
 
     return apply

@@ -22,31 +22,39 @@ class Rng:
   def __init__(self, seed: tf.Tensor):
     """`seed`: int32 or int64 of shape [2], its own for every example."""
     self._seed = tf.convert_to_tensor(seed)
-    self._chunk = tf.random.stateless_uniform([_CHUNK], self._seed)
-    self._used = 0
+    self._chunk = tf.zeros([0])
+    self._chunks = self._left = 0
+
+  def floats(self, n: int) -> tf.Tensor:
+    """`n` float32 numbers, uniform in [0, 1), for a function in NumPy.
+
+    There `int(u * m)` is a whole number in [0, m), for m up to a million.
+    """
+    if n > self._left:
+      self._draw(max(n, _CHUNK))
+    begin = self._chunk.shape[0] - self._left
+    self._left -= n
+    return self._chunk[begin : begin + n]
 
   def uniform(self, low: float = 0.0, high: float = 1.0) -> tf.Tensor:
     """A float32 scalar, uniform in [low, high)."""
-    return low + self._next() * (high - low)
+    return low + self.floats(1)[0] * (high - low)
 
   def integer(self, n: int | tf.Tensor) -> tf.Tensor:
     """An int32 scalar, uniform in [0, n), for n up to about a million."""
-    return tf.cast(self._next() * tf.cast(n, tf.float32), tf.int32)
+    return tf.cast(self.floats(1)[0] * tf.cast(n, tf.float32), tf.int32)
 
   def coin(self) -> tf.Tensor:
     """A bool scalar, true half of the time."""
-    return self._next() < 0.5
+    return self.floats(1)[0] < 0.5
 
   def seed(self) -> tf.Tensor:
     """An int32 of shape [2], to seed one stateless TensorFlow op."""
-    return tf.stack([self.integer(1 << _BITS), self.integer(1 << _BITS)])
+    return tf.cast(self.floats(2) * float(1 << _BITS), tf.int32)
 
-  def _next(self) -> tf.Tensor:
-    place = self._used % _CHUNK
-    if self._used and place == 0:
-      seed = tf.random.experimental.stateless_fold_in(
-        self._seed, self._used // _CHUNK
-      )
-      self._chunk = tf.random.stateless_uniform([_CHUNK], seed)
-    self._used += 1
-    return self._chunk[place]
+  def _draw(self, n: int) -> None:
+    seed = self._seed
+    if self._chunks:
+      seed = tf.random.experimental.stateless_fold_in(seed, self._chunks)
+    self._chunk = tf.random.stateless_uniform([n], seed)
+    self._chunks, self._left = self._chunks + 1, n

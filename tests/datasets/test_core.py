@@ -41,9 +41,12 @@ def test_slice_split_mistakes(split, message):
 @pytest.mark.parametrize(
   ('data', 'message'),
   [
-    ({}, 'data needs a name and a split'),
-    ({'name': 'mnist5k'}, 'data needs a name and a split'),
-    ({'name': 'mnist5k', 'split': 'test', 'dir': 1}, "'dir'"),
+    ({}, 'data needs a name'),
+    ({'name': 'bv:mnist5k'}, "needs 'split'"),
+    ({'name': 'bv:mnits5k', 'split': 'test'}, "Did you mean 'bv:mnist5k'"),
+    ({'name': 'bv:no.such'}, 'module no.such does not import'),
+    ({'name': 'bv:os.path'}, 'no function get'),
+    ({'name': 'bv:mnist5k', 'split': 'test', 'dir': 1}, "'dir'"),
   ],
 )
 def test_get_mistakes(data, message):
@@ -54,7 +57,7 @@ def test_get_mistakes(data, message):
 
 def test_in_memory_holds_the_same_records(sharded_source):
   held = sharded_source.in_memory()
-  assert [int(r) for r in held.records] == list(range(50))
+  assert [int(held.lookup(i)) for i in range(50)] == list(range(50))
   assert held.shards == ()
   assert held.in_memory() is held
 

@@ -10,10 +10,10 @@ from big_vision_dpn.datasets import core
 
 
 def _examples(split):
-  source = core.get(name='mnist5k', split=split)
+  source = core.get(name='bv:mnist5k', split=split)
   n = source.num_examples
   return [
-    {k: v[i].numpy() for k, v in source.records.items()} for i in range(n)
+    {k: v.numpy() for k, v in source.lookup(i).items()} for i in range(n)
   ]
 
 

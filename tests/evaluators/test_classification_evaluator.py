@@ -18,7 +18,7 @@ from big_vision_dpn.config import ConfigError
 from big_vision_dpn.datasets import core
 from big_vision_dpn.evaluators import common
 
-MNIST = {'name': 'mnist5k', 'split': 'test[:37]'}
+MNIST = {'name': 'bv:mnist5k', 'split': 'test[:37]'}
 # The crop of 8×8 makes the model small.
 PP_IMAGE = 'decode|central_crop(8)|value_range(-1, 1)'
 ONEHOT = '|onehot(10, key="label", key_result="labels")'
@@ -279,7 +279,7 @@ def test_fields_of_a_spec():
     ({'data': None}, ['data is missing']),
     (
       {
-        'data': {'name': 'mnist5k', 'split': 'tets'},
+        'data': {'name': 'bv:mnist5k', 'split': 'tets'},
         'pp_fn': 'decode|flip',
         'batch_size': 12,
       },

@@ -13,7 +13,7 @@ from big_vision_dpn.config import ConfigError
 from big_vision_dpn.datasets import core
 from big_vision_dpn.evaluators import common
 
-DATA = {'name': 'mnist5k', 'split': 'test[:37]'}
+DATA = {'name': 'bv:mnist5k', 'split': 'test[:37]'}
 PP = (
   'decode|central_crop(8)|value_range(-1, 1)'
   '|onehot(10, key="label", key_result="labels")'

@@ -40,7 +40,7 @@ def get_config(arg=None):
     '|onehot(10, key="label", key_result="labels")|keep("image", "labels")'
   )
   c.input = dict(
-    data=dict(name='mnist5k', split='train'),
+    data=dict(name='bv:mnist5k', split='train'),
     batch_size=32,
     pp='decode(1)|resize(31)|random_crop(28)' + pp_common,
   )
@@ -67,7 +67,7 @@ def get_config(arg=None):
   c.evals = dict(
     val=dict(
       type='classification',
-      data=dict(name='mnist5k', split='test'),
+      data=dict(name='bv:mnist5k', split='test'),
       pp_fn='decode(1)|resize(31)|central_crop(28)' + pp_common,
       loss_name=c.loss,
       log_epochs=2,

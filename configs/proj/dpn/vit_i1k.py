@@ -112,6 +112,6 @@ def _run_locally(c):
   c.schedule.warmup_steps = 2
   c.log_training_steps = 2
   c.input.batch_size = 8
-  c.input.data = dict(name='mnist5k', split='train')
+  c.input.data = dict(name='bv:mnist5k', split='train')
   c.evals = dict(val=c.evals.val)
-  c.evals.val.data = dict(name='mnist5k', split='test[:16]')
+  c.evals.val.data = dict(name='bv:mnist5k', split='test[:16]')
