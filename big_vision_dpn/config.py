@@ -310,14 +310,11 @@ PER_DATA_SET = (
 
 
 def mixed_names(config: Mapping[str, Any]) -> list[str]:
-  """The data sets that `input.data` gives a weight; [] if it is a single one.
-
-  One of weight 0 is left out, for sweeps.
-  """
+  """The data sets that `input.data` gives a weight; [] if it is a single one."""
   data = (config.get('input') or {}).get('data') or {}
   if not all(isinstance(weight, _NUMBER) for weight in data.values()):
     return []
-  return [name for name, weight in data.items() if weight]
+  return list(data)
 
 
 def _fields(config: Mapping[str, Any]) -> dict[str, Field]:

@@ -141,7 +141,9 @@ def check(
 
 
 def _check_input(plan: Plan) -> None:
-  config, names = plan.config.input, config_lib.mixed_names(plan.config)
+  config = plan.config.input
+  # One of weight 0 is left out, for sweeps.
+  names = [n for n in config_lib.mixed_names(plan.config) if config.data[n]]
   with plan.mistakes.of('config.input.batch_size'):
     sharding.check_batch_size(config.batch_size)
   if names:
@@ -207,7 +209,7 @@ def _check_alike(specs: Mapping[str, Mapping[str, Any]]) -> None:
         )
 
 
-def _host_bytes(plan: Plan) -> float:
+def host_bytes(plan: Plan) -> float:
   """What the training data takes of this host's memory, about."""
   config, total = plan.config.input, 0.0
   example = _bytes(plan.host_shapes or {}) / config.batch_size
@@ -224,14 +226,19 @@ def _host_bytes(plan: Plan) -> float:
   return total
 
 
+def physical_memory() -> int:
+  """Bytes of memory of this machine."""
+  return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+
+
 def _check_memory(plan: Plan) -> None:
-  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   with plan.mistakes.of('config.input'):
-    if _host_bytes(plan) > memory:
+    if host_bytes(plan) > physical_memory():
       raise ConfigError(
-        f'the training data would take {_size(_host_bytes(plan))} of this'
-        f" machine's {_size(memory)} of memory: lower shuffle_buffer_size, or"
-        ' leave out cache_raw, cache_final or a larger max_in_memory_gb'
+        f'the training data would take {_size(host_bytes(plan))} of this'
+        f" machine's {_size(physical_memory())} of memory: lower"
+        ' shuffle_buffer_size, or leave out cache_raw, cache_final or a larger'
+        ' max_in_memory_gb'
       )
 
 
@@ -411,5 +418,5 @@ def _summarize_devices(plan: Plan) -> list[tuple[str, str]]:
       f'parameters {params}, optimizer {_size(_bytes(opt))}, gradients'
       f' {params}, batch {batch}; activations not counted',
     ),
-    ('host memory', f'{_size(_host_bytes(plan))} for the training data'),
+    ('host memory', f'{_size(host_bytes(plan))} for the training data'),
   ]

@@ -1,14 +1,9 @@
 """Where the rows of a batch lie, on one process and on two."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
+import several_processes
 from jax.sharding import PartitionSpec
 
 from big_vision_dpn import sharding
@@ -120,45 +115,10 @@ print(json.dumps({
 """
 
 
-def _free_port() -> int:
-  with socket.socket() as s:
-    s.bind(('localhost', 0))
-    return s.getsockname()[1]
-
-
 @pytest.fixture(scope='module')
 def two_processes() -> list[dict]:
   """What each of two processes, of two devices each, says of one batch."""
-  # A cluster in which the tests themselves run is none of their business.
-  env = {k: v for k, v in os.environ.items() if not k.startswith('SLURM_')}
-  address = f'localhost:{_free_port()}'
-  env |= {
-    'JAX_COORDINATOR_ADDRESS': address,
-    'JAX_COORDINATOR_BIND_ADDRESS': address,
-    'JAX_NUM_PROCESSES': '2',
-    'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
-  }
-  processes = [
-    subprocess.Popen(
-      [sys.executable, '-c', _PROCESS],
-      env=env | {'JAX_PROCESS_ID': str(i)},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for i in range(2)
-  ]
-  try:
-    outputs = [p.communicate(timeout=120) for p in processes]
-  finally:
-    for p in processes:
-      p.kill()
-  for p, (_, stderr) in zip(processes, outputs, strict=True):
-    assert p.returncode == 0, stderr
-  # Beside the libraries' own lines.
-  lines = [[s for s in out.splitlines() if s[0] == '{'] for out, _ in outputs]
-  return [json.loads(line) for (line,) in lines]
+  return several_processes.run('-c', _PROCESS, processes=2, devices=2)
 
 
 def test_processes_join_by_the_environment(two_processes):

@@ -32,8 +32,14 @@ def make_lookup(shards: Sequence[Shard]) -> Callable[[tf.Tensor], tf.Tensor]:
     [f'{s.path}[{s.skip}:{s.skip + s.take}]' for s in shards]
   )
 
+  def read(index: int) -> bytes:
+    try:
+      return records[index]
+    except (RuntimeError, ValueError, IndexError) as e:
+      raise tf.errors.DataLossError(None, None, str(e)) from e
+
   def lookup(index: tf.Tensor) -> tf.Tensor:
-    record = tf.numpy_function(records.__getitem__, [index], tf.string)
+    record = tf.numpy_function(read, [index], tf.string)
     return tf.ensure_shape(record, [])
 
   return lookup

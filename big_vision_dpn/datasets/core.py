@@ -167,7 +167,7 @@ def slice_split(
     spec = re.sub(r'(?<![\w-])all(?![\w-])', '_all', split)
   try:
     instruction = tfds.core.ReadInstruction.from_spec(spec)
-  except (AssertionError, ValueError) as e:
+  except (AssertionError, ValueError, NotImplementedError) as e:
     raise ConfigError(
       f'split {split!r}: expected e.g. "train", "train[:99%]" or'
       f' "train[100:]+test": {e}'
@@ -184,9 +184,10 @@ def slice_split(
   try:
     terms = instruction.to_absolute(infos)
   except (AssertionError, ValueError, KeyError) as e:
-    name = split.split('[')[0].split('+')[0]
-    if name not in sizes:
-      raise unknown('split', name, sizes) from e
+    for term in split.split('+'):
+      name = term.partition('[')[0].strip()
+      if name not in sizes:
+        raise unknown('split', name, sizes) from e
     raise ConfigError(f'split {split!r}: {e}') from e
   terms = [(names[t.splitname], slice(t.from_, t.to)) for t in terms]
   return [(whole, range(sizes[whole])[part]) for whole, part in terms]

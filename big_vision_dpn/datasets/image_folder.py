@@ -133,11 +133,9 @@ def _union(root: str, splits: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(set().union(*found)))
 
 
-@functools.lru_cache(maxsize=64)
 def _folders(path: str) -> tuple[str, ...]:
   """The sorted names of the folders in a folder."""
-  names = (name for name, is_image in _list(path) if not is_image)
-  return tuple(sorted(n for n in names if tf.io.gfile.isdir(f'{path}/{n}')))
+  return tuple(sorted(name for name, kind in _list(path) if kind == 'folder'))
 
 
 @functools.lru_cache(maxsize=64)
@@ -151,7 +149,7 @@ def _images(root: str, parent: str) -> tuple[str, ...]:
   folder = f'{root}/{parent}'.rstrip('/')
   classes = _folders(folder)
   if not classes:
-    flat = any(is_image for _, is_image in _list(folder))
+    flat = any(kind == 'image' for _, kind in _list(folder))
     holds = 'images, but no folders of classes' if flat else 'no folders'
     raise ConfigError(f'{folder} holds {holds}; expected {_layouts(root)}')
   with futures.ThreadPoolExecutor(_THREADS) as pool:
@@ -171,22 +169,24 @@ def _hash(name: str) -> tuple[bytes, str]:
 
 def _walk(root: str, folder: str) -> Iterator[str]:
   """The paths below `root` of all images in a folder and its folders."""
-  for name, is_image in _list(f'{root}/{folder}'):
-    path = f'{folder}/{name}'
-    if is_image:
-      yield path
-    elif tf.io.gfile.isdir(f'{root}/{path}'):
-      yield from _walk(root, path)
+  for name, kind in _list(f'{root}/{folder}'):
+    if kind == 'image':
+      yield f'{folder}/{name}'
+    else:
+      yield from _walk(root, f'{folder}/{name}')
 
 
-def _list(path: str) -> Iterator[tuple[str, bool]]:
-  """What a folder holds: names, and whether they are those of images.
+def _list(path: str) -> Iterator[tuple[str, str]]:
+  """The names in a folder, each with its kind: "image" or "folder".
 
   Not gfile.walk, which asks of every file whether it is a folder; on gs:// that
-  is a request for each image.
+  is a request for each image. There the names of folders end in a slash.
   """
   for entry in tf.io.gfile.listdir(path):
-    # On gs:// the names of folders end in a slash.
     name = entry.rstrip('/')
-    if not name.startswith('.'):
-      yield name, entry.lower().endswith(_ENDINGS)
+    if name.startswith('.'):
+      continue
+    if entry.lower().endswith(_ENDINGS):
+      yield name, 'image'
+    elif entry.endswith('/') or tf.io.gfile.isdir(f'{path}/{name}'):
+      yield name, 'folder'

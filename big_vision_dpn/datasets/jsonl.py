@@ -87,7 +87,7 @@ def get(
       k: tf.TensorSpec(v.shape[1:], v.dtype) for k, v in table.items()
     },
     num_examples=len(index),
-    lookup=core.row_of(table),
+    lookup=lambda index: {k: _row(v, index) for k, v in table.items()},
     locate=locate,
   )
 
@@ -208,6 +208,14 @@ def _tensor(
   if len(set(lengths)) == 1:
     return tf.reshape(flat, [len(values), lengths[0]])
   return tf.RaggedTensor.from_row_lengths(flat, lengths)
+
+
+def _row(values: tf.Tensor | tf.RaggedTensor, index: tf.Tensor) -> tf.Tensor:
+  if isinstance(values, tf.Tensor):
+    return values[index]
+  # values[index] does the same, in a time that grows with the number of rows.
+  ends = values.row_splits
+  return values.values[ends[index] : ends[index + 1]]
 
 
 def _scalars(

@@ -28,7 +28,7 @@ def make_builder(name: str, data_dir: str | None) -> Any:
 
   from big_vision_dpn.datasets import imagenet21k  # noqa: F401  Registers it.
 
-  if name.startswith(('/', './', '../', '~')) or '://' in name:
+  if name.startswith(('/', './', '../', '~', 'gs://', 's3://')):
     return _read_prepared(name, data_dir)
   try:
     return tfds.builder(name, data_dir=data_dir)

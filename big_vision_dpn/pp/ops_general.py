@@ -49,13 +49,14 @@ def value_range(
     return vmin + (x - low) / (high - low) * (vmax - vmin)
 
   def fn(x: tf.Tensor) -> tf.Tensor:
+    x = x if tf.is_tensor(x) else tf.convert_to_tensor(x)
     result = scale(tf.cast(x, tf.float32))
     if clip_values:
       result = tf.clip_by_value(result, vmin, vmax)
-    if isinstance(x, tf.Tensor) and x.dtype == tf.uint8:
-      # Of fewer axes than in_min, a batch has others at their places.
-      if (x.shape.rank or 0) >= (high - low).ndim:
-        defer(result, x, on_device)
+    # With fewer axes than in_min has, a batch has others at their places.
+    aligned = (x.shape.rank or 0) >= (high - low).ndim
+    if isinstance(x, tf.Tensor) and x.dtype == tf.uint8 and aligned:
+      defer(result, x, on_device)
     return result
 
   def on_device(x: Any) -> Any:

@@ -33,10 +33,11 @@ def decode(
   Of an animation it takes the first frame.
 
   Args:
-    channels: 1 for gray, 3 for RGB, 4 for RGBA, 0 for what the file has.
+    channels: 1 for gray (of JPEG and PNG), 3 for RGB, 4 for RGBA, 0 for what
+      the file has.
     precise: decode JPEG by the accurate cosine transform, pixel for pixel as
       PIL, OpenCV and PyTorch do; otherwise by TensorFlow's fast one, with
-      which big_vision trains. It then reads no BMP.
+      which big_vision trains. It then reads no BMP and no WebP.
   """
   if channels not in (0, 1, 3, 4):
     raise ConfigError(f'channels must be 0, 1, 3 or 4, not {channels!r}')
@@ -278,11 +279,12 @@ def _resize(
     image.shape.with_rank(3)
   shape = [None] * 3 if image.shape.rank is None else image.shape.as_list()
   old = tuple(shape[-3:-1])
-  if not callable(size):
+  known = None not in old
+  if callable(size):
+    shape[-3:-1] = size(*old) if known else (None, None)
+  else:
     shape[-3:-1] = size
-  elif None not in old:
-    shape[-3:-1] = size(*old)
-  if None not in old and tuple(shape[-3:-1]) == old:
+  if known and tuple(shape[-3:-1]) == old:
     return image
   to = size if callable(size) else lambda h, w: size
   return image.resize(to, method, antialias, shape)

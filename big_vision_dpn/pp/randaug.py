@@ -167,7 +167,8 @@ def posterize(image: np.ndarray, bits: int) -> np.ndarray:
 
 def solarize(image: np.ndarray, threshold: int) -> np.ndarray:
   """Inverts the values of `threshold` or more; above 255 the image stays."""
-  return _look_up(image, np.where(_LEVELS < threshold, _LEVELS, 255 - _LEVELS))
+  bright = threshold <= _LEVELS
+  return _look_up(image, np.where(bright, 255 - _LEVELS, _LEVELS))
 
 
 def solarize_add(image: np.ndarray, addition: int) -> np.ndarray:
@@ -216,9 +217,7 @@ def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
   return _warp(image, (cos, -sin, right, sin, cos, down))
 
 
-def cutout(
-  image: np.ndarray, half: int, at: tuple[float, float]
-) -> np.ndarray:
+def cutout(image: np.ndarray, half: int, at: tuple[float, float]) -> np.ndarray:
   """Makes a square gray, as far as it lies in the image.
 
   Source: DeVries and Taylor 2017 (arXiv:1708.04552).

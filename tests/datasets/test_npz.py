@@ -90,11 +90,11 @@ def test_files_that_are_no_npz(tmp_path):
   with pytest.raises(ConfigError, match=r'no\.npz does not exist'):
     _get(tmp_path / 'no.npz')
   (tmp_path / 'a.npz').write_bytes(b'PK\x03\x04 and no more')
-  with pytest.raises(ConfigError, match='cannot be read as an .npz file'):
+  with pytest.raises(ConfigError, match='cannot be read as'):
     _get(tmp_path / 'a.npz')
   np.save(tmp_path / 'a.npy', np.zeros(3))
-  with pytest.raises(ConfigError, match='cannot be read as an .npz file'):
+  with pytest.raises(ConfigError, match='cannot be read as'):
     _get(tmp_path / 'a.npy')
   (tmp_path / 'empty.npz').touch()
-  with pytest.raises(ConfigError, match='cannot be read as an .npz file'):
+  with pytest.raises(ConfigError, match='cannot be read as'):
     _get(tmp_path / 'empty.npz')

@@ -102,9 +102,10 @@ def _assert_close(actual, expected):
 @pytest.fixture(scope='module')
 def mnist():
   """The 37 images, (28, 28, 3) uint8, and their one-hot labels."""
-  records = core.get(**MNIST).records
-  images = [tf.io.decode_png(i, 3).numpy() for i in records['image']]
-  return images, np.eye(10)[records['label'].numpy()]
+  source = core.get(**MNIST)
+  examples = [source.lookup(i) for i in range(source.num_examples)]
+  images = [tf.io.decode_png(e['image'], 3).numpy() for e in examples]
+  return images, np.eye(10)[[int(e['label']) for e in examples]]
 
 
 @pytest.mark.parametrize('batch_size', [8, 16, 40])
@@ -291,7 +292,7 @@ def test_fields_of_a_spec():
     ),
     (
       {'pp_fn': 'decode' + ONEHOT + '|keep("image")'},
-      ["pp_fn: gives 'image', but 'labels' is needed", 'so that examples'],
+      ['so that examples', "pp_fn: gives 'image', but 'labels' is needed"],
     ),
   ],
 )

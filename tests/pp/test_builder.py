@@ -3,6 +3,7 @@
 import importlib
 import sys
 
+import jax
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -133,6 +134,111 @@ def test_in_a_dataset_as_in_eager_mode():
     assert got.keys() == want.keys()
     for key in got:
       np.testing.assert_array_equal(got[key], want[key])
+
+
+UINT8 = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+FLOAT = UINT8 / 127.5 - 1
+
+
+def _both(pp, **features):
+  """The features after the host's part, and after the device's."""
+  fn = get_preprocess_fn(pp)
+  data = tf.data.Dataset.from_tensors(features)
+  data = data.map(lambda x: fn(x, tf.constant(SEED))).batch(1)
+  host = next(data.as_numpy_iterator())
+  return host, jax.jit(fn.on_device)(host)
+
+
+def test_value_range_as_the_last_op_is_left_to_the_device():
+  host, device = _both('flip_lr|flip_lr|value_range(-1, 1)', image=UINT8[:, :1])
+  assert host['image'].dtype == np.uint8
+  np.testing.assert_array_equal(host['image'][0], UINT8[:, :1])
+  assert device['image'].dtype == np.float32
+  np.testing.assert_allclose(device['image'][0], FLOAT[:, :1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'pp, deferred, read',
+  [
+    ('value_range|keep("image")', {'image'}, {}),
+    ('value_range|copy("image", "b")', {'image', 'b'}, {}),
+    ('value_range(outkey="b")', {'b'}, {}),
+    ('value_range(outkey="b")|drop("image")', {'b'}, {}),
+    ('copy("image", "b")|value_range|value_range(key="b")', {'image', 'b'}, {}),
+    ('value_range|add(0)', set(), {'image'}),
+    ('value_range|add(0, outkey="b")', {'image'}, {'b'}),
+    ('value_range|copy("image", "b")|add(0)', {'b'}, {'image'}),
+    ('value_range|value_range(-1, 1, -1, 1)', set(), {'image'}),
+  ],
+)
+def test_who_reads_the_result_gets_it(pp, deferred, read):
+  host, device = _both(pp, image=UINT8, label=np.int64(3))
+  assert {k for k, v in host.items() if v.dtype == np.uint8} - {
+    'image'
+  } == deferred - {'image'}
+  for name in deferred:
+    assert host[name].dtype == np.uint8
+  for name in read:
+    np.testing.assert_allclose(host[name][0], FLOAT, atol=1e-6)
+  assert host.keys() == device.keys()
+  for name in {*deferred, *read}:
+    np.testing.assert_allclose(device[name][0], FLOAT, atol=1e-6)
+  if 'label' in host:
+    assert device['label'] == 3
+
+
+def test_value_range_of_other_images_is_the_hosts():
+  host, _ = _both('value_range', image=UINT8.astype(np.float32))
+  assert host['image'].dtype == np.float32
+  np.testing.assert_allclose(host['image'][0], FLOAT, atol=1e-6)
+  host, _ = _both('value_range(0, 1, [0, 0, 0])', image=np.uint8(255))
+  np.testing.assert_array_equal(host['image'], [[1, 1, 1]])
+
+
+@pytest.mark.parametrize(
+  'arguments',
+  [
+    '',
+    '0, 1',
+    '-2, 2, 10, 20, True',
+    'vmin=1, vmax=0',
+    '0, 1, [123.675, 116.28, 103.53], [182.07, 173.4, 160.905]',
+  ],
+)
+def test_on_the_device_as_on_the_host(arguments):
+  image = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, -1)
+  _, device = _both(f'value_range({arguments})', image=image)
+  # The result of another op stays on the host.
+  host, _ = _both(f'value_range({arguments})|add(0.0)', image=image)
+  assert host['image'].dtype == device['image'].dtype == np.float32
+  np.testing.assert_allclose(
+    device['image'], host['image'], rtol=1e-6, atol=1e-6
+  )
+  if '[' not in arguments:  # Then 0 or 255 need not be an end.
+    for end in (0, -1):
+      np.testing.assert_array_equal(
+        device['image'][0, end, end], host['image'][0, end, end]
+      )
+
+
+def test_without_anything_left_the_batch_stays():
+  host, _ = _both('flip_lr', image=UINT8)
+  fn = get_preprocess_fn('flip_lr')
+  fn({'image': UINT8}, SEED)
+  assert fn.on_device(host) == host
+
+
+def test_on_device_needs_a_trace():
+  with pytest.raises(AssertionError, match='before the host part was traced'):
+    get_preprocess_fn('value_range').on_device({'image': UINT8})
+
+
+def test_features_that_are_not_of_the_host():
+  fn = get_preprocess_fn('value_range|copy("image", "b")')
+  fn({'image': tf.constant(UINT8)}, SEED)
+  got = fn.on_device({'image': UINT8[None], '_mask': np.ones(1)})
+  np.testing.assert_allclose(got['image'][0], FLOAT, atol=1e-6)
+  assert got.keys() == {'image', '_mask'} and got['_mask'] == 1
 
 
 # The string, the number of the op, its column from 1, what the message says.

@@ -2,6 +2,8 @@
 
 import gc
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -17,9 +19,18 @@ def _run(pp, **features):
 IMAGE = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, -1)
 
 
+def _run_all(pp, **features):
+  """Both parts, the device's on a batch of one."""
+  preprocess = get_preprocess_fn(pp)
+  features = preprocess(features, None)
+  batch = {k: jnp.asarray(v)[None] for k, v in features.items()}
+  batch = jax.jit(preprocess.on_device)(batch)
+  return {k: v[0] for k, v in batch.items()}
+
+
 def test_value_range_default():
-  got = _run('value_range', image=tf.constant(IMAGE))['image']
-  assert got.dtype == tf.float32
+  got = _run_all('value_range', image=tf.constant(IMAGE))['image']
+  assert got.dtype == np.float32
   # The two ends exactly, the rest to a float32's last bit.
   assert got[0, 0, 0] == -1 and got[-1, -1, 0] == 1
   np.testing.assert_allclose(got, IMAGE / 127.5 - 1, atol=1.2e-7)
@@ -42,7 +53,7 @@ def test_value_range_default():
 )
 @pytest.mark.parametrize('dtype', [np.uint8, np.int64, np.float32])
 def test_value_range(arguments, want, dtype):
-  got = _run(
+  got = _run_all(
     f'value_range({arguments})', image=tf.constant(IMAGE.astype(dtype))
   )
   np.testing.assert_allclose(

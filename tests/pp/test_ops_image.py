@@ -187,7 +187,9 @@ def test_resize_does_not_overflow():
   got = _run('resize(21, "bicubic")', x).numpy()
   wide = _run('resize(21, "bicubic")', x.astype(np.float32)).numpy()
   assert wide.min() < -1 and wide.max() > 256
-  np.testing.assert_array_equal(got, np.clip(wide, 0, 255).astype(np.uint8))
+  # A hair more than what is cut off, so that 255 does not come out as 254.
+  wide = np.clip(wide * (1 + 2.0**-20), 0, 255)
+  np.testing.assert_array_equal(got, wide.astype(np.uint8))
 
 
 @pytest.mark.parametrize('shape', [[40, 60, 3], [None, None, 3]])
@@ -211,7 +213,26 @@ def test_resize_small(shape, size, h, w):
       np.testing.assert_array_equal(got, np.floor(want))
 
 
-@pytest.mark.parametrize('pp', ['resize(8, "bilinea")', 'resize_small(8, "x")'])
+@pytest.mark.parametrize('shape', [[40, 60, 3], [None, None, 3]])
+@pytest.mark.parametrize(
+  'size, h, w', [(30, 20, 30), (38, 25, 38), (120, 80, 120), (2, 1, 2)]
+)
+def test_resize_long(shape, size, h, w):
+  fn = get_preprocess_fn(f'resize_long({size})')
+  for x in (_image(), _image().transpose(1, 0, 2)):
+    want = (h, w) if len(x) == 40 else (w, h)
+    got = fn({'image': tf.constant(x)}, SEED)['image']
+    np.testing.assert_array_equal(got, _run(f'resize({want}, "area")', x))
+
+
+def test_resize_long_keeps_a_pixel_of_the_other_side():
+  assert _run('resize_long(8)', _image(2, 60)).shape == (1, 8, 3)
+
+
+@pytest.mark.parametrize(
+  'pp',
+  ['resize(8, "bilinea")', 'resize_small(8, "x")', 'resize_long(8, "x")'],
+)
 def test_resize_method(pp):
   with pytest.raises(ConfigError, match='resize method'):
     get_preprocess_fn(pp)
@@ -222,7 +243,10 @@ def test_resize_method(pp):
 )
 @pytest.mark.parametrize(
   'op',
-  ['resize', 'resize_small', 'random_crop', 'central_crop', 'inception_crop'],
+  [
+    *('resize', 'resize_small', 'resize_long', 'random_crop', 'central_crop'),
+    'inception_crop',
+  ],
 )
 def test_sizes(op, size):
   with pytest.raises(ConfigError, match='a size is a whole number of pixels'):
@@ -286,8 +310,9 @@ def test_a_crop_larger_than_the_image(op):
     data = data.map(
       lambda x: fn({'image': tf.io.decode_png(x, channels=3)}, SEED)
     )
-    with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=words) as e:
       list(data)
+    assert f'which is {h} x {w}; put a resize before it' in str(e.value)
 
 
 @pytest.mark.parametrize(
@@ -411,6 +436,9 @@ def test_the_same_op_twice_draws_twice():
     ('resize((8, 9), "bicubic")', [None, None, 1], [8, 9, 1]),
     ('resize_small(8)', [None, None, 3], [None, None, 3]),
     ('resize_small(8)', [32, 40, 3], [8, 10, 3]),
+    ('resize_long(8)', [32, 40, 3], [6, 8, 3]),
+    ('resize_long(8)', [None, 40, 3], [None, None, 3]),
+    ('inception_crop(8)', [None, 32, 1], [8, 8, 1]),
     ('inception_crop(8)', [None, None, 3], [8, 8, 3]),
     ('inception_crop', [32, 32, 3], [None, None, 3]),
     ('random_crop(8)', [None, None, 3], [8, 8, 3]),
@@ -432,3 +460,102 @@ def test_static_shapes_of_whole_chains():
   assert _static(test, [], tf.string) == [8, 8, 1]
   crop = 'decode_jpeg_and_inception_crop'
   assert _static(crop, [], tf.string) == [None, None, 3]
+
+
+# --- odd images
+
+
+def _odd_files():
+  rgb = Image.fromarray(_image(30, 40))
+  gray = rgb.convert('L')
+  wide = np.asarray(gray).astype(np.uint16) * 257
+  files = {
+    'gray JPEG': (gray, 'JPEG'),
+    'CMYK JPEG': (rgb.convert('CMYK'), 'JPEG'),
+    'RGBA PNG': (rgb.convert('RGBA'), 'PNG'),
+    'gray and alpha PNG': (gray.convert('LA'), 'PNG'),
+    '16-bit PNG': (Image.fromarray(wide), 'PNG'),
+    'palette PNG': (rgb.convert('P'), 'PNG'),
+    'one-bit PNG': (gray.convert('1'), 'PNG'),
+    'GIF': (rgb.convert('P'), 'GIF'),
+    'BMP': (rgb, 'BMP'),
+    'one pixel': (rgb.crop((0, 0, 1, 1)), 'JPEG'),
+    'one pixel PNG': (rgb.crop((0, 0, 1, 1)), 'PNG'),
+    'wide': (rgb.resize((3000, 2)), 'JPEG'),
+    'high': (rgb.resize((2, 3000)), 'PNG'),
+  }
+  out = {}
+  for name, (image, file_format) in files.items():
+    buffer = io.BytesIO()
+    image.save(buffer, file_format)
+    out[name] = image, buffer.getvalue()
+  return out
+
+
+ODD = _odd_files()
+odd = pytest.mark.parametrize('name', ODD)
+
+
+@odd
+def test_decode_odd_files(name):
+  image, contents = ODD[name]
+  want = _pil(contents).astype(int)
+  if name == '16-bit PNG':  # Which PIL does not convert.
+    want = np.asarray(image)[..., None] // 257 + np.zeros(3, int)
+  got = _run('decode', contents).numpy()
+  assert got.shape == want.shape
+  difference = np.abs(got - want)
+  if 'PNG' in name or name in ('GIF', 'BMP', 'high'):
+    assert difference.max() == 0
+  else:
+    assert difference.mean() < 3
+
+
+@odd
+@pytest.mark.parametrize(
+  'pp, shape',
+  [
+    ('decode_jpeg_and_inception_crop(16)|flip_lr|randaug(3)', (16, 16, 3)),
+    ('decode|resize_small(16)|central_crop(12)', (12, 12, 3)),
+    ('decode|resize(14)|random_crop((12, 9))', (12, 9, 3)),
+    ('decode|inception_crop((7, 8))|randaug(3)', (7, 8, 3)),
+    ('decode|randaug(16)|resize_long(9)|resize(4)', (4, 4, 3)),
+    ('decode|central_crop|flip_lr|resize(5, "lanczos3", True)', (5, 5, 3)),
+  ],
+)
+def test_lines_on_odd_files(name, pp, shape):
+  _, contents = ODD[name]
+  for i in range(3):
+    got = _run(pp, contents, (i, 1))
+    assert got.shape == shape and got.dtype == tf.uint8
+
+
+@pytest.mark.parametrize('contents', [b'', b'no image', ODD['wide'][1][:900]])
+@pytest.mark.parametrize(
+  'pp', ['decode', 'decode_jpeg_and_inception_crop(8)|flip_lr']
+)
+def test_what_is_no_image(pp, contents):
+  data = tf.data.Dataset.from_tensors(contents)
+  data = data.map(lambda x: get_preprocess_fn(pp)({'image': x}, SEED))
+  with pytest.raises(tf.errors.InvalidArgumentError):
+    list(data)
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.float32, np.int32])
+@pytest.mark.parametrize('channels', [1, 2, 3, 4, 7])
+def test_any_dtype_and_channels(dtype, channels):
+  x = np.random.default_rng(0).integers(0, 255, (9, 12, channels))
+  pp = 'resize_small(6)|central_crop(5)|resize(8)|flip_lr|random_crop(4)'
+  got = _run(pp, x.astype(dtype))
+  assert got.shape == (4, 4, channels) and got.dtype == dtype
+  flips = {out.tobytes() for out in _many('flip_lr', x.astype(dtype), 20)}
+  assert flips == {
+    x.astype(dtype).tobytes(),
+    x[:, ::-1].astype(dtype).tobytes(),
+  }
+
+
+def test_flip_lr_of_a_video():
+  x = np.random.default_rng(0).integers(0, 255, (2, 4, 5, 3)).astype(np.uint8)
+  flips = {out.tobytes() for out in _many('flip_lr', x, 20)}
+  assert flips == {x.tobytes(), x[:, :, ::-1].tobytes()}

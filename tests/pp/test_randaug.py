@@ -49,8 +49,8 @@ def _pil(fn, x, *args, **kwargs):
 
 
 def _check(got, want, atol=0):
-  assert got.dtype == tf.uint8
-  difference = np.abs(got.numpy().astype(int) - want)
+  assert got.dtype == np.uint8
+  difference = np.abs(got.astype(int) - want)
   assert difference.max() <= atol
 
 
@@ -81,7 +81,7 @@ def test_equalize_of_a_large_image():
 
 @images
 def test_invert(x):
-  _check(randaug.invert(tf.constant(x)), _pil(ImageOps.invert, x))
+  _check(randaug.invert(x), _pil(ImageOps.invert, x))
 
 
 @pytest.mark.parametrize('bits', range(1, 9))
@@ -100,7 +100,7 @@ def test_posterize_keeps_one_to_eight_bits():
 def test_solarize(threshold):
   x = IMAGES['odd']
   _check(
-    randaug.solarize(tf.constant(x), threshold),
+    randaug.solarize(x, threshold),
     _pil(ImageOps.solarize, x, threshold),
   )
 
@@ -109,7 +109,7 @@ def test_solarize(threshold):
 def test_solarize_add(addition):
   x = IMAGES['odd']
   want = np.where(x < 128, np.minimum(x.astype(int) + addition, 255), x)
-  _check(randaug.solarize_add(tf.constant(x), addition), want)
+  _check(randaug.solarize_add(x, addition), want)
 
 
 @images
@@ -118,14 +118,14 @@ def test_solarize_add(addition):
   'name', ['Color', 'Contrast', 'Brightness', 'Sharpness']
 )
 def test_enhancements(x, factor, name):
-  got = getattr(randaug, name.lower())(tf.constant(x), factor)
+  got = getattr(randaug, name.lower())(x, factor)
   want = np.asarray(
     getattr(ImageEnhance, name)(Image.fromarray(x)).enhance(factor)
   )
   # One level where the compiler of either contracts a product and a sum, so
   # that the cut fraction falls on the other side of a whole number.
   _check(got, want, atol=1)
-  assert np.mean(got.numpy() == want) > 0.999
+  assert np.mean(got == want) > 0.999
 
 
 def test_contrast_is_about_the_mean_of_the_image():
@@ -134,32 +134,33 @@ def test_contrast_is_about_the_mean_of_the_image():
     np.full((4, 4, 3), 200, np.uint8),
   )
   for x in (dark, light):
-    _check(randaug.contrast(tf.constant(x), 1.9), x)
+    _check(randaug.contrast(x, 1.9), x)
 
 
 def test_contrast_of_a_huge_image():
   # The sum of its gray is above 2^31.
-  x = tf.fill([3000, 3000, 3], tf.constant(250, tf.uint8))
+  x = np.full((3000, 3000, 3), 250, np.uint8)
   assert np.all(randaug.contrast(x, 1.9)[::500, ::500] == 250)
 
 
 def _transform(x, name, level=10, sign=1.0, center=(0, 0)):
-  x = tf.constant(x)
-  center = [tf.constant(n) for n in center]
-  return randaug.transforms(x, level, tf.constant(sign), center)[name]()
+  """The transform, on an array that must stay; `center` is of Cutout."""
+  x.setflags(write=False)
+  at = tuple((c + 0.5) / n for c, n in zip(center, x.shape, strict=False))
+  return randaug.transforms(level)[name](x, sign, at)
 
 
 @images
 @signs
 @pytest.mark.parametrize('level', [0, 4, 10, 15])
 def test_rotate(x, sign, level):
-  got = _transform(x, 'Rotate', level, sign).numpy()
+  got = _transform(x, 'Rotate', level, sign)
   want = _pil(
     Image.Image.rotate, x, sign * 3 * level, Image.NEAREST, fillcolor=GRAY
   )
   # PIL steps along a row in fixed point with 16 bits, so that a place halfway
   # between two pixels may fall to the other one.
-  assert np.mean(np.any(got != want, -1)) <= 0.01
+  assert np.mean(np.any(got != want, -1)) <= 0.02
 
 
 @images
@@ -167,7 +168,7 @@ def test_rotate(x, sign, level):
 @pytest.mark.parametrize('level', [0, 4, 8, 16])
 @pytest.mark.parametrize('axis', 'XY')
 def test_shear(x, sign, level, axis):
-  got = _transform(x, f'Shear{axis}', level, sign).numpy()
+  got = _transform(x, f'Shear{axis}', level, sign)
   s = sign * 0.03 * level
   # PIL's coordinates are of the pixels' corners, half a pixel off.
   affine = (1, s, -s / 2, 0, 1, 0) if axis == 'X' else (1, 0, 0, s, 1, -s / 2)
@@ -210,19 +211,19 @@ def test_cutout(center, half):
   x = IMAGES['waves']
   want, (cy, cx) = x.copy(), center
   want[max(cy - half, 0) : cy + half, max(cx - half, 0) : cx + half] = 128
-  got = randaug.cutout(tf.constant(x), half, [tf.constant(n) for n in center])
-  _check(got, want)
+  at = tuple((c + 0.5) / n for c, n in zip(center, x.shape, strict=False))
+  _check(randaug.cutout(x, half, at), want)
 
 
 def test_magnitudes():
-  x = tf.constant(IMAGES['waves'])
+  x = IMAGES['waves']
   for level, bits, threshold, factor, half, add in (
     (10, 4, 256, 1.9, 40, 110),
     (5, 2, 128, 1.0, 20, 55),
     (15, 6, 384, 2.8, 60, 165),
     (0, 0, 0, 0.1, 0, 0),
   ):
-    center = [tf.constant(5), tf.constant(9)]
+    at = (5.5 / 37, 9.5 / 53)
     for name, want in {
       'AutoContrast': randaug.autocontrast(x),
       'Equalize': randaug.equalize(x),
@@ -233,7 +234,7 @@ def test_magnitudes():
       'Contrast': randaug.contrast(x, factor),
       'Brightness': randaug.brightness(x, factor),
       'Sharpness': randaug.sharpness(x, factor),
-      'Cutout': randaug.cutout(x, half, center),
+      'Cutout': randaug.cutout(x, half, at),
       'SolarizeAdd': randaug.solarize_add(x, add),
     }.items():
       got = _transform(x, name, level, 1.0, (5, 9))
@@ -246,7 +247,33 @@ def test_shape_and_dtype_stay(shape, level):
   for name in NAMES:
     got = _transform(_image(*shape[:2]), name, level, center=(0, 0))
     assert got.shape == shape, name
-    assert got.dtype == tf.uint8, name
+    assert got.dtype == np.uint8, name
+
+
+def test_a_warp_takes_the_nearest_pixel():
+  x = np.random.default_rng(0).integers(0, 256, (61, 83, 3)).astype(np.uint8)
+  y, z = np.mgrid[:61, :83]
+  for degrees in (0, 7, -23, 90, 180):
+    a = np.deg2rad(degrees)
+    dy, dz = y - 30, z - 41
+    rows = np.sin(a) * dz + np.cos(a) * dy + 30
+    columns = np.cos(a) * dz - np.sin(a) * dy + 41
+    inside = (np.abs(rows - 30) < 30.5) & (np.abs(columns - 41) < 41.5)
+    rows, columns = (np.rint(n).astype(int) for n in (rows, columns))
+    want = x[rows.clip(0, 60), columns.clip(0, 82)]
+    want = np.where(inside[..., None], want, 128)
+    assert np.mean(randaug.rotate(x, degrees) != want) < 1e-3
+
+
+@pytest.mark.parametrize('shape', [(1, 40_000, 3), (40_000, 2, 3)])
+def test_an_image_that_is_longer_than_opencvs_maps(shape):
+  x = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+  for name in NAMES:
+    assert _transform(x, name).shape == shape
+  want = np.full_like(x, 128)
+  if shape[1] > 2:
+    want[:, :-100] = x[:, 100:]
+  np.testing.assert_array_equal(_transform(x, 'TranslateX'), want)
 
 
 # --- The draws. The image is large enough for Equalize to find levels and for
@@ -290,7 +317,7 @@ def two_layers():
 def names():
   """The transform of each result that one layer may have, but Cutout's."""
   return {
-    _transform(X, name, 1, sign).numpy().tobytes(): name
+    _transform(X, name, 1, sign).tobytes(): name
     for sign in (1.0, -1.0)
     for name in NAMES
     if name != 'Cutout'
