@@ -310,7 +310,7 @@ PER_DATA_SET = (
 
 
 def mixed_names(config: Mapping[str, Any]) -> list[str]:
-  """The data sets that `input.data` gives a weight; [] if it is a single one."""
+  """The data sets to which `input.data` gives weights; [] if it is one."""
   data = (config.get('input') or {}).get('data') or {}
   if not all(isinstance(weight, _NUMBER) for weight in data.values()):
     return []
@@ -460,8 +460,9 @@ def fixed_differences(old: Mapping, new: Mapping) -> list[str]:
     before, after = (to_jsonable(c.get(key)) for c in (old, new))
     if key not in old and key in keys:  # Newer than that run.
       before = to_jsonable(keys[key][1].default)
-    if key.endswith('.data'):  # The folder may differ from machine to machine.
-      before, after = ({**d, 'data_dir': None} for d in (before, after))
+    if key.endswith('.data'):  # Where it lies may differ between machines.
+      here = {'data_dir': None, 'fname': None}
+      before, after = ({**d, **here} for d in (before, after))
     if before != after:
       differences.append(f'{key}: {before!r} there, {after!r} now')
   return differences

@@ -10,16 +10,14 @@ hold, strings and features of varying length, has the dtype object.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import tensorflow as tf
 
-from big_vision_dpn import example_order
-from big_vision_dpn.config import ConfigError, Mistakes
+from big_vision_dpn import example_order, host_batches
+from big_vision_dpn.config import ConfigError
 from big_vision_dpn.datasets import tfrecord
 from big_vision_dpn.datasets.core import (
   DataError,
@@ -28,19 +26,9 @@ from big_vision_dpn.datasets.core import (
   from_tensors,
   spec_of,
 )
+from big_vision_dpn.example_spec import Preprocess
+from big_vision_dpn.host_batches import Batch, Reader
 from big_vision_dpn.writers import note
-
-Preprocess = Callable[[Features, tf.Tensor], Features]
-Batch = dict[str, np.ndarray]
-
-# With skip_errors: the examples that are tried in place of one that fails.
-_NUM_SPARES = 8
-_ADVICE = (
-  'Mend it; or, with skip_errors=True, an example that cannot be read is'
-  f' reported and left out, if one of {_NUM_SPARES} others can take its place'
-)
-# Examples whose skipping is reported one by one.
-_REPORTED = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,25 +47,6 @@ class Part:
   preprocess: Preprocess
   options: Mapping[str, Any]
   weight: float = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class _Reader:
-  """A data set as one process reads it.
-
-  Attributes:
-    source: the split.
-    number: of the data set among those of the training data.
-    rows: how many rows of a batch this process reads of it.
-    elements: batches done -> the elements of `example_order` behind them.
-    finish: from an element to its features.
-  """
-
-  source: Source
-  number: int
-  rows: int
-  elements: Callable[[int], tf.data.Dataset]
-  finish: Callable[[Any], Features]
 
 
 def training(
@@ -115,10 +84,10 @@ def training(
     )
     readers.append(reader)
     datasets.append(
-      _finished(
+      host_batches.finished(
         reader.elements(0),
         reader.finish,
-        _spares(reader) if part.options['skip_errors'] else None,
+        host_batches.spares(reader) if part.options['skip_errors'] else None,
       )
     )
   if len(datasets) == 1:
@@ -129,7 +98,9 @@ def training(
     examples = tf.data.Dataset.choose_from_datasets(
       datasets, tf.data.Dataset.from_tensor_slices(choice).repeat()
     )
-  return _iterate(_batched(examples, len(rows), config), readers)
+  return host_batches.iterate(
+    host_batches.batched(examples, len(rows), config), readers
+  )
 
 
 def _training_reader(
@@ -140,17 +111,15 @@ def _training_reader(
   start_step: int,
   batch_size: int,
   rows: Sequence[int],
-) -> _Reader:
+) -> Reader:
   """Reads some of the data set's own `batch_size` rows of every batch."""
   options = part.options
-  source = hold_in_memory(
-    part.source,
-    np.inf if options['cache_raw'] else config['max_in_memory_gb'],
-    options['skip_errors'],
-  )
+  skip_errors = options['skip_errors']
+  source = _held(part.source, config, options['cache_raw'], skip_errors)
   preprocess = part.preprocess
   if options['cache_final']:
-    source = _preprocessed(source, preprocess, config, options['skip_errors'])
+    note(f'{source.name}: preprocessing all of it, for cache_final')
+    source = _table_of(source, preprocess, config, skip_errors)
     preprocess = lambda features, key: features
 
   def finish(element):
@@ -167,10 +136,10 @@ def _training_reader(
       rows=rows,
       max_streams=config['streams'],
       shuffle_buffer_size=options['shuffle_buffer_size'],
-      spares=_NUM_SPARES if options['skip_errors'] else 0,
+      spares=host_batches.NUM_SPARES if skip_errors else 0,
     )
 
-  return _Reader(source, number, len(rows), elements, finish)
+  return Reader(source, number, len(rows), elements, finish)
 
 
 def inference(
@@ -206,9 +175,7 @@ def inference(
     each with a float32 `_mask`: 1 for an example, 0 for padding. The passes
     raise DataError as `training` does.
   """
-  source = hold_in_memory(
-    source, np.inf if cache_raw else config['max_in_memory_gb'], skip_errors
-  )
+  source = _held(source, config, cache_raw, skip_errors)
   elements, steps = example_order.in_order(
     source,
     batch_size=batch_size,
@@ -223,22 +190,26 @@ def inference(
     features = preprocess(source.parse(_record(source, element)), key)
     return {**features, '_mask': tf.cast(element['real'], tf.float32)}
 
-  reader = _Reader(
+  reader = Reader(
     source, 0, len(rows), lambda n: elements.skip(n * len(rows)), finish
   )
 
   def masked_out(element):
     spec = spec_of(finish, elements.element_spec)
-    zeros = {name: _zeros(feature) for name, feature in spec.items()}
+    zeros = {
+      name: host_batches.zeros(feature) for name, feature in spec.items()
+    }
     skipped = tf.where(element['real'], element['index'], -1)
     return tf.data.Dataset.from_tensors({**zeros, '_skipped': skipped})
 
-  examples = _finished(elements, finish, masked_out if skip_errors else None)
-  batches = _batched(examples, len(rows), config)
+  examples = host_batches.finished(
+    elements, finish, masked_out if skip_errors else None
+  )
+  batches = host_batches.batched(examples, len(rows), config)
   batches = batches.take(steps)
   if cache_final:
     batches = batches.cache()
-  return lambda: _iterate(batches, [reader])
+  return lambda: host_batches.iterate(batches, [reader])
 
 
 def rows_of_parts(weights: Sequence[float], batch_size: int) -> np.ndarray:
@@ -275,18 +246,6 @@ def rows_of_parts(weights: Sequence[float], batch_size: int) -> np.ndarray:
   return owner
 
 
-def example_spec(
-  source: Source, preprocess: Preprocess
-) -> dict[str, tf.TypeSpec]:
-  """Specs of the preprocessed features of one example; reads no data."""
-  key = tf.TensorSpec([2], tf.int64)
-  return spec_of(
-    lambda record, key: preprocess(source.parse(record), key),
-    source.record_spec,
-    key,
-  )
-
-
 def example_key(
   seed: int, number: int, epoch: tf.Tensor, index: tf.Tensor
 ) -> tf.Tensor:
@@ -294,13 +253,19 @@ def example_key(
   return tf.stack([epoch * 2**32 + seed, index + (number << 48)])
 
 
-def hold_in_memory(
-  source: Source, max_gb: float, skip_errors: bool = False
+def _held(
+  source: Source,
+  config: Mapping[str, Any],
+  cache_raw: bool,
+  skip_errors: bool,
 ) -> Source:
-  """The source in memory if its raw bytes are at most `max_gb` × 10^9."""
-  if source.num_bytes > max_gb * 1e9:
-    return source
-  return source.in_memory(skip_errors=skip_errors)
+  """The source in memory, undecoded, if it is small enough or has to be."""
+  if cache_raw and source.lookup is not None:  # Records may be paths of files.
+    as_it_is = lambda features, key: features
+    return _table_of(source, as_it_is, config, skip_errors)
+  if cache_raw or source.num_bytes <= config['max_in_memory_gb'] * 1e9:
+    return source.in_memory(skip_errors=skip_errors)
+  return source
 
 
 def filtered(source: Source, keep: Callable[[Features], tf.Tensor]) -> Source:
@@ -342,13 +307,13 @@ def filtered(source: Source, keep: Callable[[Features], tf.Tensor]) -> Source:
   return source.choose(np.flatnonzero(kept))
 
 
-def _preprocessed(
+def _table_of(
   source: Source,
   preprocess: Preprocess,
   config: Mapping[str, Any],
   skip_errors: bool,
 ) -> Source:
-  """The final features of the whole split, in memory."""
+  """The preprocessed features of the whole split, in memory."""
   start = inference(
     source,
     preprocess,
@@ -358,199 +323,23 @@ def _preprocessed(
     ordered=True,
     skip_errors=skip_errors,
   )
-  note(f'{source.name}: preprocessing all of it, for cache_final')
   batches = [
     {k: v[batch['_mask'] == 1] for k, v in batch.items() if k != '_mask'}
     for batch in start()
   ]
-  table = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
-  return from_tensors(source.name, table)
+  return from_tensors(
+    source.name, {k: _column([b[k] for b in batches]) for k in batches[0]}
+  )
+
+
+def _column(parts: Sequence[np.ndarray]) -> np.ndarray | tf.RaggedTensor:
+  column = np.concatenate(parts)
+  if column.dtype == object and isinstance(column[0], np.ndarray):
+    return tf.ragged.stack(list(column))
+  return column
 
 
 def _record(source: Source, element: Mapping[str, Any]) -> Any:
   if source.lookup is None:
     return element['record']
   return source.lookup(element['index'])
-
-
-def _spares(reader: _Reader) -> Callable[[Any], tf.data.Dataset]:
-  """From an element to what can stand in for it, already finished."""
-
-  def spares(element):
-    finish = lambda e: {
-      **reader.finish({**e, 'epoch': element['epoch']}),
-      '_skipped': element['index'] + (reader.number << 48),
-    }
-    others = tf.data.Dataset.from_tensor_slices(element['spare'])
-    # If none can be read either, the element's own error is raised.
-    itself = tf.data.Dataset.from_tensors(element)
-    return (
-      others.map(finish)
-      .ignore_errors()
-      .concatenate(itself.map(_not_skipped(reader.finish)))
-    )
-
-  return spares
-
-
-def _not_skipped(finish: Callable[[Any], Features]) -> Callable:
-  return lambda e: {**finish(e), '_skipped': tf.constant(-1, tf.int64)}
-
-
-def _finished(
-  elements: tf.data.Dataset,
-  finish: Callable[[Any], Features],
-  instead: Callable[[Any], tf.data.Dataset] | None,
-) -> tf.data.Dataset:
-  """The features of each element, and which one was skipped, or -1.
-
-  Args:
-    elements: see `example_order`.
-    finish: from an element to its features.
-    instead: what to take, the first of it, where `finish` fails; None lets it
-      fail.
-  """
-  finish = _not_skipped(finish)
-  if instead is None:
-    return elements.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
-
-  def first_success(element):
-    own = tf.data.Dataset.from_tensors(element).map(finish).ignore_errors()
-    return own.concatenate(instead(element)).take(1)
-
-  return elements.interleave(
-    first_success, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-  )
-
-
-def _batched(
-  examples: tf.data.Dataset, size: int, config: Mapping[str, Any]
-) -> tf.data.Dataset:
-  options = tf.data.Options()
-  options.deterministic = True
-  # The examples are what runs in parallel.
-  options.threading.max_intra_op_parallelism = 1
-  if config['threads']:
-    options.threading.private_threadpool_size = config['threads']
-  shapes = [s.shape for s in tf.nest.flatten(examples.element_spec)]
-  batch = (
-    examples.batch
-    if all(shape.is_fully_defined() for shape in shapes)
-    else examples.ragged_batch
-  )
-  return (
-    batch(size, drop_remainder=True)
-    .prefetch(config['prefetch'])
-    .with_options(options)
-  )
-
-
-def _iterate(
-  batches: tf.data.Dataset, readers: Sequence[_Reader]
-) -> Iterator[Batch]:
-  """The batches in NumPy; reports what was skipped, names what fails."""
-  sources = {reader.number: reader.source for reader in readers}
-  iterator, skipped = iter(batches), 0
-  for done in itertools.count():
-    try:
-      batch = next(iterator)
-    except StopIteration:
-      return
-    except tf.errors.OpError as e:
-      problem = _what_fails(readers, done) or tfrecord.reason(e)
-      raise DataError(problem) from e
-    batch = {name: _to_numpy(value) for name, value in batch.items()}
-    for code in batch.pop('_skipped'):
-      if code >= 0:
-        skipped += 1
-        _report_skipped(sources[code >> 48], int(code % 2**48), skipped)
-    yield batch
-
-
-def _report_skipped(source: Source, index: int, count: int) -> None:
-  if count <= _REPORTED:
-    note(f'skipped: {source.where(index)} cannot be read')
-  elif count % 1000 == 0:
-    note(f'skipped: {count:,} examples so far')
-
-
-def _what_fails(readers: Iterable[_Reader], done: int) -> str:
-  """Names what cannot be read in the batch behind `done` others."""
-  for reader in readers:
-    try:
-      for element in reader.elements(done).take(reader.rows):
-        try:
-          reader.finish(element)
-        except tf.errors.OpError as e:
-          where = reader.source.where(int(element['index']))
-          return f'{where}: {tfrecord.reason(e)}. {_ADVICE}'
-    except tf.errors.OpError:
-      damage = tfrecord.find_damage(reader.source.shards)
-      return f'{reader.source.name}: {damage}. {_ADVICE}'
-  return ''
-
-
-def _to_numpy(value: tf.Tensor | tf.RaggedTensor) -> np.ndarray:
-  if isinstance(value, tf.Tensor):
-    return np.asarray(value)  # Without a copy.
-  rows = np.empty(value.shape[0], object)
-  rows[:] = [_to_numpy(row) for row in value]
-  return rows
-
-
-def _zeros(spec: tf.TypeSpec) -> tf.Tensor | tf.RaggedTensor:
-  """Zeros, empty strings; no element where the shape is not known."""
-  zeros = tf.zeros([n or 0 for n in spec.shape], spec.dtype)
-  if isinstance(spec, tf.RaggedTensorSpec):
-    return tf.RaggedTensor.from_tensor(zeros, ragged_rank=spec.ragged_rank)
-  return zeros
-
-
-def batch_shapes(
-  spec: Mapping[str, tf.TypeSpec], batch_size: int
-) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes of a global batch of the features that devices can hold."""
-  return {
-    key: jax.ShapeDtypeStruct((batch_size, *s.shape), s.dtype.as_numpy_dtype)
-    for key, s in spec.items()
-    if _fits_devices(s)
-  }
-
-
-def _fits_devices(spec: tf.TypeSpec) -> bool:
-  return (
-    isinstance(spec, tf.TensorSpec)
-    and spec.dtype != tf.string
-    and spec.shape.is_fully_defined()
-  )
-
-
-def check_example_spec(
-  spec: Mapping[str, tf.TypeSpec], needs: Sequence[str]
-) -> None:
-  """Raises ConfigError unless examples have what the devices need.
-
-  Args:
-    spec: of one preprocessed example.
-    needs: the features that must be there, numeric and of a fixed shape.
-  """
-  mistakes = Mistakes()
-  for name in needs:
-    with mistakes.of(''):
-      if name not in spec:
-        raise ConfigError(
-          f'gives {", ".join(map(repr, spec)) or "nothing"}, but {name!r} is'
-          ' needed; let it make and keep it'
-        )
-      feature = spec[name]
-      if feature.dtype == tf.string:
-        raise ConfigError(
-          f'gives {name!r} as a string; expected numbers. If it is an encoded'
-          ' image, add decode'
-        )
-      if not _fits_devices(feature):
-        raise ConfigError(
-          f'leaves {name!r} with the shape {feature.shape}, so that examples'
-          ' differ; add e.g. resize(224) or central_crop(224)'
-        )
-  mistakes.check()

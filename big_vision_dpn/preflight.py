@@ -17,6 +17,7 @@ import optax
 from big_vision_dpn import (
   checkpoint,
   chrono,
+  example_spec,
   input_pipeline,
   models,
   optim,
@@ -160,13 +161,13 @@ def _check_input(plan: Plan) -> None:
   specs = {}
   for name, part in zip(names or [''], plan.parts, strict=True):
     with plan.mistakes.of(f'config.input{name and f".{name}"}.pp'):
-      spec = input_pipeline.example_spec(part.source, part.preprocess)
-      input_pipeline.check_example_spec(spec, plan.task.needs)
+      spec = example_spec.make(part.source, part.preprocess)
+      example_spec.check(spec, plan.task.needs)
       specs[name] = spec
   if len(specs) == len(plan.parts):
     with plan.mistakes.of('config.input'):
       _check_alike(specs)
-      plan.host_shapes = input_pipeline.batch_shapes(spec, config.batch_size)
+      plan.host_shapes = example_spec.batch_shapes(spec, config.batch_size)
       plan.batch_shapes = jax.eval_shape(plan.on_device, plan.host_shapes)
   _check_memory(plan)
 

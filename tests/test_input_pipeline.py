@@ -5,12 +5,13 @@ Every test runs on both regimes: a split in memory, and one read in streams.
 
 import dataclasses
 import itertools
+import pathlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from big_vision_dpn import example_order, input_pipeline
+from big_vision_dpn import example_order, example_spec, input_pipeline
 from big_vision_dpn.config import ConfigError
 from big_vision_dpn.datasets import core, tfrecord
 
@@ -221,20 +222,6 @@ def test_a_split_smaller_than_a_batch(options):
   assert set(first) == {source.lookup(i)['id'].numpy() for i in range(3)}
 
 
-@pytest.mark.parametrize(
-  ('spec', 'message'),
-  [
-    ({'labels': tf.TensorSpec([3])}, "'image' is needed"),
-    ({'image': tf.TensorSpec([None, 4, 3])}, 'so that examples differ'),
-    ({'image': tf.TensorSpec([], tf.string)}, "'image' as a string"),
-  ],
-)
-def test_check_example_spec(spec, message):
-  with pytest.raises(ConfigError) as e:
-    input_pipeline.check_example_spec(spec, ('image',))
-  assert message in str(e.value)
-
-
 def _mixed(source, options, *, start=0, steps=6, rows=range(BATCH)):
   """Two data sets, of 50 and 30 examples, the second three times as often."""
   other = core.from_tensors('thirty', {'id': np.arange(1000, 1030)})
@@ -390,8 +377,8 @@ def test_strings_and_ragged_features_stay_on_the_host(sharded_source, options):
       'bytes': tf.constant(b'\xff\x00'),
     }
 
-  spec = input_pipeline.example_spec(sharded_source, preprocess)
-  assert set(input_pipeline.batch_shapes(spec, 8)) == {'id'}
+  spec = example_spec.make(sharded_source, preprocess)
+  assert set(example_spec.batch_shapes(spec, 8)) == {'id'}
   start = input_pipeline.inference(
     sharded_source, preprocess, options, batch_size=8, rows=range(8)
   )
@@ -536,3 +523,28 @@ def test_a_damaged_file_is_named_or_passed_over(
   )
   real = [i for b in start() for i in b['id'][b['_mask'] == 1]]
   assert sorted(real) == sorted(set(range(50)) - set(range(23, 28)))
+
+
+def test_cache_raw_reads_each_file_once(tmp_path, options):
+  """Of a source with random access, whose records are paths."""
+  paths = [str(tmp_path / f'{i}.txt') for i in range(20)]
+  for i, path in enumerate(paths):
+    pathlib.Path(path).write_text(str(i))
+  source = core.from_tensors('files', {'path': paths})
+  source = dataclasses.replace(
+    source,
+    parse=lambda r: {
+      'id': tf.strings.to_number(tf.io.read_file(r['path']), tf.int64),
+      'list': tf.repeat(r['path'], tf.strings.length(r['path']) % 2 + 1),
+    },
+  )
+  expected, _ = _train(source, options, steps=5)
+  batches = _batches(source, _noise, {**options, 'cache_raw': True})
+  np.testing.assert_array_equal(next(batches)['id'], expected[0])
+  for file in tmp_path.iterdir():
+    file.unlink()
+  for row in expected[1:]:
+    batch = next(batches)
+    np.testing.assert_array_equal(batch['id'], row)
+    for i, values in zip(batch['id'], batch['list'], strict=True):
+      assert set(values) == {paths[i].encode()}

@@ -120,16 +120,22 @@ def from_tensors(name: str, table: Mapping[str, Any]) -> Source:
 
   Args:
     name: what messages call it.
-    table: features by name; the first dimension of each is the example.
+    table: features by name, arrays or tensors, also ragged ones; the first
+      dimension of each is the example.
   """
-  table = {key: tf.convert_to_tensor(value) for key, value in table.items()}
+  table = {
+    key: value
+    if isinstance(value, tf.RaggedTensor)
+    else tf.convert_to_tensor(value)
+    for key, value in table.items()
+  }
   return Source(
     name=name,
     parse=lambda record: record,
     record_spec={
       k: tf.TensorSpec(t.shape[1:], t.dtype) for k, t in table.items()
     },
-    num_examples=len(next(iter(table.values()))),
+    num_examples=int(next(iter(table.values())).shape[0]),
     lookup=row_of(table),
   )
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_vision_dpn import input_pipeline, pytree, sharding
+from big_vision_dpn import example_spec, input_pipeline, pytree, sharding
 from big_vision_dpn.config import (
   DURATION_UNITS,
   ConfigError,
@@ -63,12 +63,12 @@ class Split:
     with mistakes.of('batch_size'):
       sharding.check_batch_size(batch_size)
     mistakes.check()
-    self.spec = input_pipeline.example_spec(self.source, self._preprocess)
+    self.spec = example_spec.make(self.source, self._preprocess)
 
   def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a global batch, with its `_mask`."""
     mask = jax.ShapeDtypeStruct((self.batch_size,), np.float32)
-    shapes = input_pipeline.batch_shapes(self.spec, self.batch_size)
+    shapes = example_spec.batch_shapes(self.spec, self.batch_size)
     return {**shapes, '_mask': mask}
 
   def on_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class MeanEvaluator(abc.ABC):
     self.split = Split(data, pp_fn, batch_size, input_config)
     mistakes = Mistakes()
     with mistakes.of('pp_fn'):
-      input_pipeline.check_example_spec(self.split.spec, self.needs)
+      example_spec.check(self.split.spec, self.needs)
     mistakes.check()
     self._sums = jax.jit(self._sum)
 

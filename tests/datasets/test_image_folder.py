@@ -173,6 +173,7 @@ def test_a_missing_folder_has_a_spec_for_a_dry_run(tmp_path):
     ('train/c/1.jpg', 'trian', "Did you mean 'train'?"),
     ('cat/1.jpg', 'train', 'CLASS/NAME.jpg for "all"'),
     ('train/c/1.jpg val/c/1.jpg', 'all', 'they are train, val; give one'),
+    ('train/c/1.jpg', 'train+tain', "unknown split 'tain'. Did you mean"),
     ('train/c/1.jpg', 'train[', 'expected e.g. "train"'),
     ('train/c/1.jpg', 'train[:0]', 'has no examples'),
   ],
