@@ -147,13 +147,11 @@ def _report_skipped(source: Source, index: int, count: int) -> None:
 def _what_fails(readers: Iterable[Reader], done: int) -> str:
   """Names what cannot be read in the batch behind `done` others."""
   for reader in readers:
-    # As a graph: run eagerly, an op's error would be that of the op's place in
-    # the pp string.
-    finish = tf.function(reader.finish)
     try:
       for element in reader.elements(done).take(reader.rows):
+        alone = tf.data.Dataset.from_tensors(element).map(reader.finish)
         try:
-          finish(element)
+          alone.get_single_element()
         except tf.errors.OpError as e:
           where = reader.source.where(int(element['index']))
           return f'{where}: {tfrecord.reason(e)}. {_ADVICE}'

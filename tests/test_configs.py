@@ -3,10 +3,13 @@
 import importlib.util
 import pathlib
 
+import numpy as np
+import PIL.Image
 import pytest
 
 from big_vision_dpn import comparison, preflight, train, writers
 from big_vision_dpn import config as config_lib
+from big_vision_dpn.config import ConfigError
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'configs' / 'proj' / 'dpn'
 
@@ -35,6 +38,7 @@ I1K = ('Ti/16', 'S/16', 'S/32', 'B/16', 'B/32', 'L/16')
     ('cifar10', ''),
     ('cifar10', 'patch_norm=none,seed=1,epochs=5'),
     ('vit_i1k', 'runlocal'),
+    ('image_folder', 'runlocal'),
     *(('vit_i1k', f'variant={v},patch_norm=dual') for v in I1K),
     ('vit_i1k', 'patch_norm=none'),
   ],
@@ -51,7 +55,7 @@ def test_a_config_has_no_mistakes_without_its_data(name, arg, tmp_path):
 
 def test_all_configs_are_tested_here():
   names = {path.stem for path in FOLDER.glob('*.py')}
-  assert names == {'quickstart', 'cifar10', 'vit_i1k'}
+  assert names == {'quickstart', 'cifar10', 'image_folder', 'vit_i1k'}
 
 
 def test_imagenet_recipe_has_the_facts_of_the_paper():
@@ -113,3 +117,34 @@ def test_cifar10_trains(tmp_path, tiny_cifar10):
   assert last['test/prec@1'] * 21 == pytest.approx(
     round(last['test/prec@1'] * 21)
   )
+
+
+def test_a_folder_of_images_trains(tmp_path, capsys):
+  for name in (
+    'train/a/1.png',
+    'train/a/2.jpg',
+    'train/b/3.PNG',
+    'val/b/4.png',
+  ):
+    path = tmp_path / 'data' / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = (300, 200) if name < 'val' else (256, 270)
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    PIL.Image.fromarray(noise).save(path)
+  (tmp_path / 'data/train/c').mkdir()
+  (tmp_path / 'data/train/c/5.jpg').write_bytes(b'no image')
+  config = _config(
+    'image_folder', f'data_dir={tmp_path / "data"},variant=Ti/16,runlocal'
+  )
+  assert config.num_classes == 3
+  config.model.depth = 1
+  last = _train(config, tmp_path / 'workdir', total_steps=2)
+  assert np.isfinite(last['training_loss'])
+  assert 'train/c/5.jpg cannot be read' in capsys.readouterr().out
+
+
+def test_a_folder_of_images_needs_the_folder(tmp_path):
+  with pytest.raises(ConfigError, match='data_dir is missing'):
+    _config('image_folder')
+  with pytest.raises(ConfigError, match='there is no folder'):
+    _config('image_folder', f'data_dir={tmp_path}/no')

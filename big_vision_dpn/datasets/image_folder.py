@@ -78,6 +78,18 @@ def get(data_dir: str, split: str) -> core.Source:
   )
 
 
+def classes(data_dir: str) -> tuple[str, ...]:
+  """The names of the classes, sorted, of all splits; a label is a place here.
+
+  Raises:
+    ConfigError: there is no such folder.
+  """
+  root = os.path.expanduser(data_dir).rstrip('/')
+  if not tf.io.gfile.isdir(root):
+    raise ConfigError(f'there is no folder {root}; expected {_layouts(root)}')
+  return _union(root, _folders(root))
+
+
 def _parse(root: str, record: core.Features) -> core.Features:
   path = tf.strings.join([f'{root}/', record['file_name']])
   return {**record, 'image': tf.io.read_file(path)}

@@ -161,6 +161,11 @@ def get_preprocess_fn(pp: str, *, defer: bool = True) -> Preprocess:
   return Preprocess([_bind(*found) for found in _parse(pp)], defer)
 
 
+def split_ops(pp: str) -> list[str]:
+  """The ops of a pp string as text, one by one; raises as above."""
+  return [ast.unparse(node) for _, _, node in _parse(pp)]
+
+
 def _run(
   step: _Step, features: registry.Features, rng: Rng | None
 ) -> registry.Features:

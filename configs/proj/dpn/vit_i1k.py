@@ -57,7 +57,7 @@ def get_config(arg=None):
   c.input = dict(
     data=dict(name='imagenet2012', split='train[:99%]'),
     batch_size=4096,
-    shuffle_buffer_size=250_000,
+    shuffle_buffer_size=50_000,
     pp=(
       'decode_jpeg_and_inception_crop(224)|flip_lr'
       f'|randaug({layers}, {magnitude})|value_range(-1, 1)' + labels + keep
