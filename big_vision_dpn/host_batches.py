@@ -20,8 +20,8 @@ _ADVICE = (
   'Mend it; or, with skip_errors=True, an example that cannot be read is'
   f' reported and left out, if one of {NUM_SPARES} others can take its place'
 )
-# Examples whose skipping is reported one by one.
-_REPORTED = 20
+# Skipped examples that are reported by name.
+_REPORTED = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ def iterate(
 ) -> Iterator[Batch]:
   """The batches in NumPy; reports what was skipped, names what fails."""
   sources = {reader.number: reader.source for reader in readers}
-  iterator, skipped = iter(batches), 0
+  iterator, skipped = iter(batches), _Skipped(sources)
   for done in itertools.count():
     try:
       batch = next(iterator)
@@ -132,16 +132,26 @@ def iterate(
     batch = {name: _to_numpy(value) for name, value in batch.items()}
     for code in batch.pop('_skipped'):
       if code >= 0:
-        skipped += 1
-        _report_skipped(sources[code >> 48], int(code % 2**48), skipped)
+        skipped.add(int(code))
     yield batch
 
 
-def _report_skipped(source: Source, index: int, count: int) -> None:
-  if count <= _REPORTED:
-    note(f'skipped: {source.where(index)} cannot be read')
-  elif count % 1000 == 0:
-    note(f'skipped: {count:,} examples so far')
+class _Skipped:
+  """Reports skipped examples: the first ones by name, all by their number."""
+
+  def __init__(self, sources: Mapping[int, Source]):
+    self._sources = sources
+    self._named, self._count = set(), 0
+
+  def add(self, code: int) -> None:
+    """Counts an example: number of its data set · 2^48 + its index."""
+    self._count += 1
+    if code not in self._named and len(self._named) < _REPORTED:
+      self._named.add(code)
+      where = self._sources[code >> 48].where(code % 2**48)
+      note(f'skipped: {where} cannot be read')
+    if self._count % 1000 == 0:
+      note(f'skipped: {self._count:,} times an example that cannot be read')
 
 
 def _what_fails(readers: Iterable[Reader], done: int) -> str:

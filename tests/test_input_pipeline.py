@@ -451,7 +451,7 @@ def test_skipped_examples_are_replaced_and_reported(
                                 draws[fine])  # fmt: skip
   assert all(set(b) == {'id', 'draw'} for b in got)
   report = capsys.readouterr().out
-  assert report.count('skipped: ') == (~fine).sum()
+  assert report.count('skipped: ') == len(bad)  # Each is named once.
   assert 'example 31: record 3 of' in report
 
   # The replacement, too, is the same from any start and on any hosts.

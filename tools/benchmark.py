@@ -18,8 +18,8 @@ Columns, each the median of several rounds, in which all lines take turns:
   + op       by how much the op changed that
   images/s   of one core, so 1000 / CPU ms
   Python ms  CPU time within Python for an image, on images of a few pixels,
-             where next to nothing is computed: about what holds the lock of the
-             interpreter, and so does not get faster with more threads
+             where next to nothing is computed: at most so long the lock of the
+             interpreter is held, during which no other thread has it
   big_vision, ratio   CPU ms of the same ops in the checkout named by --against,
              and how many times ours that is
 """

@@ -8,6 +8,10 @@ import tensorflow as tf
 
 # What stands for a record that cannot be read. No data set's parser takes it.
 UNREADABLE = b''
+# What TensorFlow puts around the words of an error.
+_AROUND = re.compile(
+  r'\{\{.*?\}\}|\[Op:.*|Error in user-defined .*?: |\w+Iterator::\S+: '
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +76,7 @@ def find_damage(shards: Sequence[Shard]) -> str:
 def reason(error: tf.errors.OpError) -> str:
   """TensorFlow's message without the nodes and traces around it."""
   line = (error.message or str(error)).strip().partition('\n')[0]
-  line = re.sub(r'\{\{.*?\}\}|\[Op:.*|Error in user-defined .*?: ', '', line)
-  return line.strip().rstrip('.')
+  return _AROUND.sub('', line).strip().rstrip('.')
 
 
 def _second(_: tf.Tensor, record: tf.Tensor) -> tf.Tensor:

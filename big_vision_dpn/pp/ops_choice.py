@@ -120,7 +120,7 @@ def _epoch_and_seed(rng: Rng) -> tuple[tf.Tensor, tf.Tensor]:
 
   The parts of `input_pipeline.example_key`.
   """
-  key = tf.cast(rng._seed, tf.int64)
+  key = tf.cast(rng.key, tf.int64)
   return key[0] // 2**32, tf.stack([key[0] % 2**32, key[1]])
 
 

@@ -6,6 +6,7 @@ before any image is read. TensorFlow decodes, and NumPy does the rest: see
 `pixels`.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import cv2
@@ -297,6 +298,7 @@ def _resize_side(
   side, _ = _pair([side] * 2)
   _check_method(method)
 
+  @functools.lru_cache(512)
   def size(h: int, w: int) -> tuple[int, int]:
     # In float32 and to the nearest even, so that every image has the size that
     # it has in big_vision.

@@ -40,6 +40,7 @@ _GRAY = np.array([[19595, 38470, 7471, 1 << 15]], np.float32)
 # PIL's mean of a pixel, five times, and its eight neighbors.
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 _LEVELS = np.arange(256)
+_COLUMN = _LEVELS[:, None]
 
 
 @register('randaug', random=True, key='image', pixels=True)
@@ -120,14 +121,12 @@ def transforms(level: float) -> dict[str, Transform]:
 
 def autocontrast(image: np.ndarray) -> np.ndarray:
   """Stretches each channel linearly to 0 to 255; a constant one stays."""
-  tables = np.empty((1, 256, 3), np.uint8)
-  for channel, plane in enumerate(cv2.split(image)):
-    low, high = (int(n) for n in cv2.minMaxLoc(plane)[:2])
-    table = _LEVELS
-    if low < high:
-      table = np.clip((_LEVELS - low) * 255 // (high - low), 0, 255)
-    tables[0, :, channel] = table
-  return cv2.LUT(image, tables)
+  ends = [cv2.minMaxLoc(plane)[:2] for plane in cv2.split(image)]
+  low, high = np.array(ends, np.int64).T
+  span = high - low
+  tables = (_COLUMN - low) * 255 // np.maximum(span, 1)
+  tables = np.where(span > 0, np.clip(tables, 0, 255), _COLUMN)
+  return _look_up(image, tables[None])
 
 
 def equalize(image: np.ndarray) -> np.ndarray:
@@ -135,18 +134,18 @@ def equalize(image: np.ndarray) -> np.ndarray:
 
   A channel with too few pixels for that stays, as in PIL.
   """
-  tables = np.empty((1, 256, 3), np.uint8)
-  for channel in range(3):
-    histogram = cv2.calcHist([image], [channel], None, [256], [0, 256])
-    histogram = histogram.ravel().astype(np.int64)
-    total = np.cumsum(histogram)
-    # The pixels below the brightest value share the other 255 levels.
-    step = int(total[-1] - histogram[np.flatnonzero(histogram)[-1]]) // 255
-    table = _LEVELS
-    if step:
-      table = np.minimum((total - histogram + step // 2) // step, 255)
-    tables[0, :, channel] = table
-  return cv2.LUT(image, tables)
+  histograms = [
+    cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel()
+    for channel in range(3)
+  ]
+  histograms = np.stack(histograms, 1).astype(np.int64)
+  total = np.cumsum(histograms, 0)
+  # The pixels below the brightest value share the other 255 levels.
+  below = total - histograms
+  step = np.where(histograms > 0, below, 0).max(0) // 255
+  tables = (below + step // 2) // np.maximum(step, 1)
+  tables = np.where(step > 0, np.minimum(tables, 255), _COLUMN)
+  return _look_up(image, tables[None])
 
 
 def invert(image: np.ndarray) -> np.ndarray:
@@ -235,6 +234,7 @@ def cutout(image: np.ndarray, half: int, at: tuple[float, float]) -> np.ndarray:
 
 
 def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
+  """`table`: of all channels, (256,), or of each, (1, 256, 3)."""
   return cv2.LUT(image, table.astype(np.uint8))
 
 

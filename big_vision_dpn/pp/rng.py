@@ -21,7 +21,7 @@ class Rng:
 
   def __init__(self, seed: tf.Tensor):
     """`seed`: int32 or int64 of shape [2], its own for every example."""
-    self._seed = tf.convert_to_tensor(seed)
+    self.key = tf.convert_to_tensor(seed)
     self._chunk = tf.zeros([0])
     self._chunks = self._left = 0
 
@@ -53,7 +53,7 @@ class Rng:
     return tf.cast(self.floats(2) * float(1 << _BITS), tf.int32)
 
   def _draw(self, n: int) -> None:
-    seed = self._seed
+    seed = self.key
     if self._chunks:
       seed = tf.random.experimental.stateless_fold_in(seed, self._chunks)
     self._chunk = tf.random.stateless_uniform([n], seed)
