@@ -44,24 +44,48 @@ def value_range(
   if np.any(low == high):
     raise ConfigError(f'in_min and in_max are equal: {in_min}, {in_max}')
 
+  return linear_map(low, high - low, vmin, vmax, clip_values)
+
+
+def linear_map(
+  low: np.ndarray,
+  span: np.ndarray,
+  vmin: float = 0.0,
+  vmax: float = 1.0,
+  clip_values: bool = False,
+) -> Callable[[tf.Tensor], tf.Tensor]:
+  """The function vmin + (x − low) / span · (vmax − vmin), in float32.
+
+  Args:
+    low: float32, one number or one for each channel (the last axis).
+    span: likewise.
+    vmin: what `low` becomes.
+    vmax: what `low + span` becomes.
+    clip_values: clip the result to [vmin, vmax].
+
+  Returns:
+    An op's function, of any numeric tensor. It leaves a uint8 one to the device
+    if it can: see `deferred`.
+  """
+
   def scale(x: Any) -> Any:
     # In this order the two ends are exact: 0 and 255 become -1 and 1.
-    return vmin + (x - low) / (high - low) * (vmax - vmin)
+    return vmin + (x - low) / span * (vmax - vmin)
+
+  def on_device(x: Any) -> Any:
+    result = scale(x.astype(np.float32))
+    return result.clip(vmin, vmax) if clip_values else result
 
   def fn(x: tf.Tensor) -> tf.Tensor:
     x = x if tf.is_tensor(x) else tf.convert_to_tensor(x)
     result = scale(tf.cast(x, tf.float32))
     if clip_values:
       result = tf.clip_by_value(result, vmin, vmax)
-    # With fewer axes than in_min has, a batch has others at their places.
-    aligned = (x.shape.rank or 0) >= (high - low).ndim
+    # With fewer axes than `low` has, a batch has others at their places.
+    aligned = (x.shape.rank or 0) >= (low + span).ndim
     if isinstance(x, tf.Tensor) and x.dtype == tf.uint8 and aligned:
       defer(result, x, on_device)
     return result
-
-  def on_device(x: Any) -> Any:
-    result = scale(x.astype(np.float32))
-    return result.clip(vmin, vmax) if clip_values else result
 
   return fn
 

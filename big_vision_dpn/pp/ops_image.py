@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from big_vision_dpn import config
 from big_vision_dpn.config import ConfigError
+from big_vision_dpn.pp.ops_general import linear_map
 from big_vision_dpn.pp.pixels import Pixels
 from big_vision_dpn.pp.registry import register
 from big_vision_dpn.pp.resample import METHODS
@@ -248,6 +249,36 @@ def flip_lr() -> RandomImageFn:
     return np.flip(image, -2)
 
   return lambda image, rng: image.map(flip, rng.floats(1))
+
+
+@register('vgg_value_range', key='image')
+def vgg_value_range(
+  mean: Sequence[float] = (0.485 * 255, 0.456 * 255, 0.406 * 255),
+  std: Sequence[float] = (0.229 * 255, 0.224 * 255, 0.225 * 255),
+) -> Callable[[tf.Tensor], tf.Tensor]:
+  """Subtracts the mean and divides by the standard deviation, to float32.
+
+  The values of most models that were trained with PyTorch.
+
+  Args:
+    mean: of each channel of ImageNet's images.
+    std: likewise.
+  """
+  mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+  if np.any(std == 0):
+    raise ConfigError(f'std is {std.tolist()}; expected no 0')
+  return linear_map(mean, std)
+
+
+@register('clip_value_range', key='image')
+def clip_value_range() -> Callable[[tf.Tensor], tf.Tensor]:
+  """As `vgg_value_range`, with the values of CLIP.
+
+  Source: Radford et al. 2021 (arXiv:2103.00020), its published code.
+  """
+  mean = np.float32([0.48145466, 0.4578275, 0.40821073]) * 255
+  std = np.float32([0.26862954, 0.26130258, 0.27577711]) * 255
+  return linear_map(mean, std)
 
 
 def _pair(size: Size) -> tuple[int, int]:

@@ -368,3 +368,24 @@ def test_setdefault_of_strings_and_of_nothing():
 )
 def test_setdefault_that_does_not_fit(value, match):
   _fails(f'setdefault("x", {value})', match, x=np.zeros([0], np.int64))
+
+
+@pytest.mark.parametrize(
+  ('op', 'mean', 'std'),
+  [
+    ('vgg_value_range', [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
+    (
+      'clip_value_range',
+      [122.7709, 116.7460, 104.0937],
+      [68.5005, 66.6322, 70.3232],
+    ),
+    ('vgg_value_range(mean=(1, 2, 3), std=(4, 5, 6))', [1, 2, 3], [4, 5, 6]),
+  ],
+)
+def test_value_ranges_of_other_models(op, mean, std):
+  """As torchvision documents them for VGG, in units of 1/255, and CLIP."""
+  want = (IMAGE - np.array(mean)) / std
+  for got in (_run_all(op, image=IMAGE), _run(op, image=np.float32(IMAGE))):
+    np.testing.assert_allclose(got['image'], want, rtol=1e-4, atol=1e-5)
+  with pytest.raises(ConfigError, match='expected no 0'):
+    get_preprocess_fn('vgg_value_range(std=(1, 0, 1))')
