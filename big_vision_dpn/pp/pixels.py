@@ -20,6 +20,8 @@ and adds a function to it. The function runs when an op needs the tensor.
 """
 
 import atexit
+import contextlib
+import ctypes
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -34,6 +36,24 @@ from big_vision_dpn.pp.resample import Resized
 
 # tf.data works on many examples at once; more threads would be in their way.
 cv2.setNumThreads(0)
+
+
+def _keep_freed_memory() -> None:
+  """Tells glibc to hold on to what an op frees, for the next image.
+
+  By its own rules, which depend on what was freed before, it may give back to
+  the kernel every array of some 100 kB. Then each new one is of fresh pages,
+  and to get them takes longer than to compute: a windowed resize was measured
+  at 1.7 ms in place of 0.35. Other C libraries are left alone.
+  """
+  m_trim_threshold, m_mmap_threshold = -1, -3  # From malloc.h.
+  with contextlib.suppress(OSError, AttributeError):
+    libc = ctypes.CDLL('libc.so.6')
+    libc.mallopt(m_mmap_threshold, 8 << 20)
+    libc.mallopt(m_trim_threshold, 32 << 20)
+
+
+_keep_freed_memory()
 
 
 class _Calls:

@@ -44,7 +44,9 @@ class Resized:
     """Resizes as `tf.image.resize` does.
 
     The dtype stays. For integers the result is clipped to the dtype's range if
-    the method may leave it, and its fraction is cut off.
+    the method may leave it, and its fraction is cut off. TensorFlow's sums end
+    a hair below a whole number as often as not, so that big_vision's white
+    areas get spots of 254; here they stay at 255.
 
     Args:
       image: [height, width, channels], or [frames, height, width, channels].

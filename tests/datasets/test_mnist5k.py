@@ -12,9 +12,7 @@ from big_vision_dpn.datasets import core
 def _examples(split):
   source = core.get(name='bv:mnist5k', split=split)
   n = source.num_examples
-  return [
-    {k: v.numpy() for k, v in source.lookup(i).items()} for i in range(n)
-  ]
+  return [{k: v.numpy() for k, v in source.lookup(i).items()} for i in range(n)]
 
 
 @pytest.mark.parametrize(('split', 'each'), [('train', 400), ('test', 100)])

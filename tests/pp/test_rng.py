@@ -26,6 +26,17 @@ def test_draws_differ_past_the_first_chunk():
   assert len(np.unique(a)) == len(a)
 
 
+@pytest.mark.parametrize('sizes', [(1, 2, 70, 3), (60, 10), (64, 1), (0, 5)])
+def test_floats_are_handed_out_once(sizes):
+  rng = Rng([1, 2])
+  drawn = [rng.floats(n).numpy() for n in sizes]
+  assert [len(d) for d in drawn] == list(sizes)
+  together = np.concatenate(drawn)
+  assert len(np.unique(together)) == sum(sizes)
+  assert together.dtype == np.float32
+  assert together.min() >= 0 and together.max() < 1
+
+
 def test_graph_equals_eager():
   graph = tf.function(lambda seed: tf.stack(_uniforms(Rng(seed), 70)))
   seed = tf.constant([5, 6])
