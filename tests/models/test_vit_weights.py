@@ -8,7 +8,7 @@ import scipy.ndimage
 from flax import traverse_util
 
 from big_vision_dpn.config import ConfigError
-from big_vision_dpn.models import vit
+from big_vision_dpn.models import vit, vit_weights
 
 CFG = {'width': 8, 'depth': 1, 'mlp_dim': 12, 'num_heads': 2, 'patch_size': 4}
 
@@ -96,7 +96,9 @@ def test_resampling_a_plane_gives_the_plane():
     return np.stack([y, x, 2 * x - 3 * y + 1], axis=-1).reshape(1, -1, 3)
 
   for old, new in ((2, 7), (7, 3), (14, 24)):
-    resampled = vit.resample_posemb(plane(old).astype(np.float32), new**2)
+    resampled = vit_weights.resample_posemb(
+      plane(old).astype(np.float32), new**2
+    )
     np.testing.assert_allclose(resampled, plane(new), atol=1e-6)
 
 
