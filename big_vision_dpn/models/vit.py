@@ -9,6 +9,7 @@ Sources: Dosovitskiy et al., https://arxiv.org/abs/2010.11929; variants from
 Table 2 of Zhai et al., https://arxiv.org/abs/2106.04560, and later ones.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +21,11 @@ from einops import rearrange, repeat
 
 from big_vision_dpn import config
 from big_vision_dpn.models import common
-from big_vision_dpn.models.patch_embed import PATCH_NORMS, PatchEmbed
+from big_vision_dpn.models.patch_embed import (
+  PATCH_NORM_TYPES,
+  PATCH_NORMS,
+  PatchEmbed,
+)
 from big_vision_dpn.models.vit_weights import load as load
 
 # Width, depth, mlp_dim, num_heads.
@@ -46,6 +51,12 @@ CHOICES = {
   'pool_type': ('gap', 'map', 'tok', '0', 'none'),
   'dtype_mm': ('bfloat16', 'float32'),
   'patch_norm': PATCH_NORMS,
+  'patch_norm_type': PATCH_NORM_TYPES,
+  'sa_norm': common.NORM_PLACEMENTS,
+  'mlp_norm': common.NORM_PLACEMENTS,
+  'post_norm_at': common.POST_NORMS_AT,
+  'sublayer_norm': common.SUBLAYER_NORMS,
+  'remat_policy': common.REMAT_POLICIES,
 }
 
 
@@ -70,7 +81,18 @@ class ViT(nn.Module):
     dtype_mm: dtype of the activations and of the matmuls' operands.
       Parameters, LayerNorm statistics and everything from `encoder_norm` to
       the logits, but for the MAP head, are float32.
-    patch_norm: 'none', or 'dual' for Dual PatchNorm.
+    patch_norm: 'dual' for Dual PatchNorm, 'none' or one of its ablations, see
+      patch_embed.py.
+    patch_norm_type: 'layernorm' or one of its ablations, see patch_embed.py.
+    sa_norm, mlp_norm, post_norm_at, sublayer_norm: which LayerNorms a block
+      has, see common.Encoder1DBlock.
+    stochastic_depth: probability with which a sub-layer of the last block is
+      left out in training; it grows linearly from 0 in the first.
+    scan: whether the blocks are one loop, compiled once; their parameters then
+      are stacked, see common.Encoder.
+    remat_policy: what of a block is kept for the backward pass; the rest is
+      computed again. A name in jax.checkpoint_policies, or 'none' to keep all;
+      None is 'nothing_saveable' with scan, as in big_vision, else 'none'.
   """
 
   num_classes: int | None = None
@@ -86,6 +108,14 @@ class ViT(nn.Module):
   head_zeroinit: bool = True
   dtype_mm: str = 'float32'
   patch_norm: str = 'none'
+  patch_norm_type: str = 'layernorm'
+  sa_norm: str = 'pre'
+  mlp_norm: str = 'pre'
+  post_norm_at: str = 'output'
+  sublayer_norm: str = 'none'
+  stochastic_depth: float = 0.0
+  scan: bool = False
+  remat_policy: str | None = None
 
   @nn.compact
   def __call__(
@@ -96,7 +126,8 @@ class ViT(nn.Module):
     Args:
       image: (n, height, width, c) floats, in [-1, 1] by convention. A grid of
         h × w patches.
-      train: whether dropout is on; it draws from the rng 'dropout'.
+      train: whether dropout and stochastic depth are on; they draw from the
+        rng 'dropout'.
 
     Returns:
       Logits (n, num_classes) float32, or `pre_logits` without a head; and a
@@ -114,12 +145,16 @@ class ViT(nn.Module):
       width=self.width,
       patch_size=self.patch_size,
       patch_norm=self.patch_norm,
+      patch_norm_type=self.patch_norm_type,
       dtype_mm=self.dtype_mm,
       name='embedding',
     )(image)
     n, h, w, _ = x.shape
     x = rearrange(x, 'n h w d -> n (h w) d')
-    x = out['with_posemb'] = (x + self._posemb(h, w)).astype(self.dtype_mm)
+    x = x + self._posemb(h, w)
+    if 'posemb' in PATCH_NORMS[self.patch_norm]:
+      x = PATCH_NORM_TYPES[self.patch_norm_type](name='posemb_norm')(x)
+    x = out['with_posemb'] = x.astype(self.dtype_mm)
 
     if self.pool_type == 'tok':
       cls = self.param('cls', nn.initializers.zeros, (1, 1, self.width))
@@ -127,20 +162,39 @@ class ViT(nn.Module):
       x = jnp.concatenate([cls, x], axis=1)
     x = nn.Dropout(self.dropout)(x, not train)
 
-    x, out['encoder'] = common.Encoder(
-      depth=self.depth,
-      mlp_dim=self.mlp_dim,
-      num_heads=self.num_heads,
-      dropout=self.dropout,
-      dtype_mm=self.dtype_mm,
-      name='Transformer',
-    )(x, not train)
+    x, out['encoder'] = self._encoder()(x, not train)
     out['encoded'] = x
 
     x_2d = x[:, 1:] if self.pool_type == 'tok' else x
     x_2d = rearrange(x_2d, 'n (h w) d -> n h w d', h=h)
     x = out['head_input'] = self._pool(x)
     return self._head(x, x_2d, out), out
+
+  def _encoder(self) -> common.Encoder:
+    # Sub-LN's own initial values, for as many blocks.
+    subln = self.sublayer_norm == 'subln'
+    gain = math.sqrt(math.log(2 * self.depth)) if subln else 1.0
+    block = functools.partial(
+      common.Encoder1DBlock,
+      mlp_dim=self.mlp_dim,
+      num_heads=self.num_heads,
+      dropout=self.dropout,
+      sa_norm=self.sa_norm,
+      mlp_norm=self.mlp_norm,
+      post_norm_at=self.post_norm_at,
+      sublayer_norm=self.sublayer_norm,
+      gain=gain,
+      dtype_mm=self.dtype_mm,
+    )
+    default_policy = 'nothing_saveable' if self.scan else 'none'
+    return common.Encoder(
+      depth=self.depth,
+      block=block,
+      stochastic_depth=self.stochastic_depth,
+      scan=self.scan,
+      remat_policy=self.remat_policy or default_policy,
+      name='Transformer',
+    )
 
   def _posemb(self, h: int, w: int) -> jax.Array:
     if self.posemb == 'sincos2d':
@@ -244,8 +298,20 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 def _check(model: ViT) -> None:
   for field, choices in CHOICES.items():
-    if getattr(model, field) not in choices:
-      raise config.unknown(field, getattr(model, field), choices)
+    value = getattr(model, field)
+    if value not in choices and (field, value) != ('remat_policy', None):
+      raise config.unknown(field, value, choices)
+  norms = (model.sa_norm, model.mlp_norm, model.post_norm_at)
+  if model.sublayer_norm != 'none' and norms != ('pre', 'pre', 'output'):
+    raise config.ConfigError(
+      f'sublayer_norm={model.sublayer_norm!r} has its own LayerNorms beside '
+      f'the pre ones: leave out sa_norm, mlp_norm and post_norm_at.'
+    )
+  for field in ('dropout', 'stochastic_depth'):
+    if not 0 <= getattr(model, field) < 1:
+      raise config.ConfigError(
+        f'{field} is a probability below 1, not {getattr(model, field)}.'
+      )
   if model.width % model.num_heads:
     raise config.ConfigError(
       f'width {model.width} is not a multiple of num_heads {model.num_heads}.'

@@ -17,7 +17,7 @@ EPS = 1e-6
 
 
 def _embed(patch_norm, dtype_mm='float32'):
-  return PatchEmbed(WIDTH, (HP, WP), patch_norm, dtype_mm)
+  return PatchEmbed(WIDTH, (HP, WP), patch_norm, dtype_mm=dtype_mm)
 
 
 def _random_params(model, image, seed=0):
@@ -254,7 +254,7 @@ def test_order_of_pixels_in_a_patch():
 @pytest.mark.parametrize('patch_norm', ['none', 'dual'])
 def test_bfloat16_sums_are_float32(patch_norm):
   """A bfloat16 running sum of ones would stop at 256."""
-  model = PatchEmbed(2, (32, 32), patch_norm, 'bfloat16')
+  model = PatchEmbed(2, (32, 32), patch_norm, dtype_mm='bfloat16')
   image = jnp.ones((1, 32, 32, 3))
   shapes = jax.eval_shape(model.init, jax.random.key(0), image)
   ones = jax.tree.map(lambda a: jnp.ones(a.shape), shapes)

@@ -41,6 +41,17 @@ def _np_norm(p, x):
   return x * p['scale'] + p['bias']
 
 
+def _np_patch_norm(p, name, x, kind):
+  """Name's norm, as patch_norm_type says."""
+  p = p.get(name, {})
+  if kind == 'only_learnable':
+    return p['scale'] * x + p['bias']
+  if kind == 'rmsnorm':
+    return p['scale'] * x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+  unit = {'scale': 1, 'bias': 0}
+  return _np_norm(unit if kind == 'no_learnable' else p, x)
+
+
 def _np_dense(p, x):
   return np.tensordot(x, p['kernel'], 1) + p['bias']
 
@@ -48,6 +59,8 @@ def _np_dense(p, x):
 def _np_mlp(p, x):
   x = _np_dense(p['Dense_0'], x)
   x = x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+  if 'LayerNorm_0' in p:
+    x = _np_norm(p['LayerNorm_0'], x)
   return _np_dense(p['Dense_1'], x)
 
 
@@ -57,16 +70,48 @@ def _np_attention(p, queries, x):
   weights = np.exp(np.einsum('nqhd,nkhd->nhqk', q, k) / np.sqrt(q.shape[-1]))
   weights /= weights.sum(-1, keepdims=True)
   y = np.einsum('nhqk,nkhd->nqhd', weights, v)
+  if 'HeadScale_0' in p:
+    y = y * p['HeadScale_0']['scale']
+  if 'LayerNorm_0' in p:
+    flat = {name: a.ravel() for name, a in p['LayerNorm_0'].items()}
+    y = _np_norm(flat, y.reshape(*y.shape[:2], -1)).reshape(y.shape)
   return np.einsum('nqhd,hde->nqe', y, p['out']['kernel']) + p['out']['bias']
 
 
-def _np_stem(p, image, hp, wp):
+def _np_stem(p, image, cfg):
+  (hp, wp), norm = cfg['patch_size'], cfg.get('patch_norm', 'none')
+  kind = cfg.get('patch_norm_type', 'layernorm')
   n, h, w, c = image.shape
   x = image.reshape(n, h // hp, hp, w // wp, wp, c).swapaxes(2, 3)
   x = x.reshape(n, h // hp, w // wp, hp * wp * c)
-  if 'dense' not in p:
+  if norm == 'none':
     return x @ p['kernel'].reshape(hp * wp * c, -1) + p['bias']
-  return _np_norm(p['ln1'], _np_dense(p['dense'], _np_norm(p['ln0'], x)))
+  if norm in ('dual', 'pre', 'pre_post_posemb'):
+    x = _np_patch_norm(p, 'ln0', x, kind)
+  x = _np_dense(p['dense'], x)
+  if norm in ('dual', 'post'):
+    x = _np_patch_norm(p, 'ln1', x, kind)
+  return x
+
+
+def _np_block(p, x, cfg):
+  at = cfg.get('post_norm_at', 'output')
+
+  def attend(y):
+    return _np_attention(p['MultiHeadDotProductAttention_0'], y, y)
+
+  def mlp(y):
+    return _np_mlp(p['MlpBlock_0'], y)
+
+  for i, f in enumerate((attend, mlp)):
+    pre, post = p.get(f'LayerNorm_{i}'), p.get(f'PostNorm_{i}')
+    y = f(_np_norm(pre, x) if pre else x)
+    if post and at == 'output':
+      y = _np_norm(post, y)
+    x = x + y
+    if post and at == 'residual':
+      x = _np_norm(post, x)
+  return x
 
 
 def _np_sincos(h, w, width):
@@ -83,7 +128,7 @@ def _np_sincos(h, w, width):
   return table.reshape(1, h * w, width)
 
 
-def _np_pool(p, x, pool_type):
+def _np_pool(p, x, pool_type='gap'):
   if pool_type == 'gap':
     return x.mean(1)
   if pool_type == 'none':
@@ -99,21 +144,21 @@ def _np_pool(p, x, pool_type):
 def _np_vit(params, image, cfg):
   """Logits, and the logits of every patch."""
   p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
-  x = _np_stem(p['embedding'], image.astype(np.float64), *cfg['patch_size'])
+  x = _np_stem(p['embedding'], image.astype(np.float64), cfg)
   n, h, w, d = x.shape
   learned = cfg.get('posemb', 'learn') == 'learn'
   posemb = p['pos_embedding'] if learned else _np_sincos(h, w, d)
   x = x.reshape(n, h * w, d) + posemb
+  if 'posemb' in cfg.get('patch_norm', 'none'):
+    kind = cfg.get('patch_norm_type', 'layernorm')
+    x = _np_patch_norm(p, 'posemb_norm', x, kind)
   if 'cls' in p:
     x = np.concatenate([np.repeat(p['cls'], n, 0), x], 1)
   for layer in range(cfg['depth']):
-    b = p['Transformer'][f'encoderblock_{layer}']
-    y = _np_norm(b['LayerNorm_0'], x)
-    x = x + _np_attention(b['MultiHeadDotProductAttention_0'], y, y)
-    x = x + _np_mlp(b['MlpBlock_0'], _np_norm(b['LayerNorm_1'], x))
+    x = _np_block(p['Transformer'][f'encoderblock_{layer}'], x, cfg)
   x = _np_norm(p['Transformer']['encoder_norm'], x)
 
-  pooled, tokens = _np_pool(p, x, cfg['pool_type']), x[:, -h * w :]
+  pooled, tokens = _np_pool(p, x, cfg.get('pool_type', 'gap')), x[:, -h * w :]
   if 'pre_logits' in p:
     pooled = np.tanh(_np_dense(p['pre_logits'], pooled))
     tokens = np.tanh(_np_dense(p['pre_logits'], tokens))
@@ -121,6 +166,7 @@ def _np_vit(params, image, cfg):
   return _np_dense(p['head'], pooled), logits_2d
 
 
+PLACES = ('pre', 'post', 'pre_post')
 CASES = [
   {'pool_type': 'gap', 'patch_norm': 'dual'},
   {'pool_type': 'tok', 'patch_norm': 'dual', 'rep_size': True},
@@ -129,6 +175,20 @@ CASES = [
   {'pool_type': 'map', 'patch_norm': 'dual', 'posemb': 'sincos2d'},
   {'pool_type': '0', 'patch_norm': 'none'},
   {'pool_type': 'none', 'patch_norm': 'dual'},
+  {'patch_norm': 'pre', 'pool_type': 'tok'},
+  {'patch_norm': 'post'},
+  {'patch_norm': 'post_posemb', 'pool_type': 'tok'},
+  {'patch_norm': 'pre_post_posemb', 'posemb': 'sincos2d'},
+  {'patch_norm': 'dual', 'patch_norm_type': 'rmsnorm'},
+  {'patch_norm': 'dual', 'patch_norm_type': 'only_learnable'},
+  {'patch_norm': 'dual', 'patch_norm_type': 'no_learnable'},
+  {'patch_norm': 'pre_post_posemb', 'patch_norm_type': 'rmsnorm'},
+  {'patch_norm': 'post_posemb', 'patch_norm_type': 'no_learnable'},
+  *({'sa_norm': a, 'mlp_norm': b} for a in PLACES for b in PLACES),
+  {'sa_norm': 'post', 'mlp_norm': 'pre_post', 'post_norm_at': 'residual'},
+  {'sa_norm': 'pre_post', 'mlp_norm': 'post', 'post_norm_at': 'residual'},
+  {'sublayer_norm': 'normformer', 'patch_norm': 'dual'},
+  {'sublayer_norm': 'subln', 'pool_type': 'map'},
 ]
 
 
@@ -292,6 +352,99 @@ def test_parameter_names_with_dual_patchnorm_and_map_head():
   assert names['MAPHead_0/probe'].shape == (1, 1, 24)
 
 
+def _both(layer, path, blocks=(0, 1)):
+  block = 'Transformer/encoderblock_{}/' + path
+  return set().union(*(layer(block.format(i)) for i in blocks))
+
+
+PRE = [_both(_norm, f'LayerNorm_{i}') for i in (0, 1)]
+POST = [_both(_norm, f'PostNorm_{i}') for i in (0, 1)]
+INNER = [
+  _both(_norm, f'{path}/LayerNorm_0')
+  for path in ('MultiHeadDotProductAttention_0', 'MlpBlock_0')
+]
+HEADS = _both(
+  lambda path: _layer(path, 'scale'),
+  'MultiHeadDotProductAttention_0/HeadScale_0',
+)
+DENSE = _dense('embedding/dense')
+LN0, LN1 = _norm('embedding/ln0'), _norm('embedding/ln1')
+NORMS = _norm('posemb_norm')
+SCALES = {'embedding/ln0/scale', 'embedding/ln1/scale'}
+W, PATCH, MLP = 24, 4 * 6 * 3, 40
+
+
+@pytest.mark.parametrize(
+  'options, without, within, more',
+  [
+    # Options; the parameters that the plain ViT has and it has not, and the
+    # other way round; how many numbers it has more.
+    ({'patch_norm': 'dual'}, PLAIN_STEM, DUAL_STEM, 2 * PATCH + 2 * W),
+    ({'patch_norm': 'pre'}, PLAIN_STEM, DENSE | LN0, 2 * PATCH),
+    ({'patch_norm': 'post'}, PLAIN_STEM, DENSE | LN1, 2 * W),
+    ({'patch_norm': 'post_posemb'}, PLAIN_STEM, DENSE | NORMS, 2 * W),
+    (
+      {'patch_norm': 'pre_post_posemb'},
+      PLAIN_STEM,
+      DENSE | LN0 | NORMS,
+      2 * PATCH + 2 * W,
+    ),
+    (
+      {'patch_norm': 'dual', 'patch_norm_type': 'rmsnorm'},
+      PLAIN_STEM,
+      DENSE | SCALES,
+      PATCH + W,
+    ),
+    (
+      {'patch_norm': 'dual', 'patch_norm_type': 'only_learnable'},
+      PLAIN_STEM,
+      DUAL_STEM,
+      2 * PATCH + 2 * W,
+    ),
+    (
+      {'patch_norm': 'dual', 'patch_norm_type': 'no_learnable'},
+      PLAIN_STEM,
+      DENSE,
+      0,
+    ),
+    ({'sa_norm': 'post'}, PRE[0], POST[0], 0),
+    ({'mlp_norm': 'post'}, PRE[1], POST[1], 0),
+    ({'sa_norm': 'pre_post'}, set(), POST[0], 2 * 2 * W),
+    (
+      {'sa_norm': 'pre_post', 'mlp_norm': 'pre_post'},
+      set(),
+      POST[0] | POST[1],
+      2 * 4 * W,
+    ),
+    (
+      {'sublayer_norm': 'normformer'},
+      set(),
+      POST[0] | HEADS | INNER[1],
+      2 * (2 * W + 3 + 2 * MLP),
+    ),
+    (
+      {'sublayer_norm': 'subln'},
+      set(),
+      INNER[0] | INNER[1],
+      2 * (2 * W + 2 * MLP),
+    ),
+    (
+      {'stochastic_depth': 0.1, 'remat_policy': 'dots_saveable'},
+      set(),
+      set(),
+      0,
+    ),
+  ],
+  ids=lambda v: '-'.join(map(str, v.values())) if isinstance(v, dict) else '',
+)
+def test_parameters_of_an_option(options, without, within, more):
+  plain = _shapes(vit.Model(10, **TINY_VIT))
+  shapes = _shapes(vit.Model(10, **TINY_VIT, **options))
+  assert _names(plain).keys() - _names(shapes).keys() == without
+  assert _names(shapes).keys() - _names(plain).keys() == within
+  assert _size(shapes) - _size(plain) == more
+
+
 @pytest.mark.parametrize(
   'pool_type, pooled, tokens',
   [
@@ -432,6 +585,13 @@ def test_model_takes_variants_and_overrides():
     ({'pool_type': 'mapp'}, r"unknown pool_type 'mapp'.*mean 'map'"),
     ({'posemb': 'sincos'}, r"unknown posemb 'sincos'.*learn, sincos2d"),
     ({'patch_norm': 'dula'}, r"unknown patch_norm 'dula'.*mean 'dual'"),
+    ({'patch_norm': 'posemb'}, r"mean 'post_posemb'"),
+    ({'patch_norm_type': 'rms'}, r"unknown patch_norm_type 'rms'"),
+    ({'sa_norm': 'prepost'}, r"unknown sa_norm .*mean 'pre_post'"),
+    ({'remat_policy': 'dots'}, r"unknown remat_policy 'dots'"),
+    ({'sublayer_norm': 'subln', 'mlp_norm': 'post'}, r"'subln' has its own"),
+    ({'stochastic_depth': 1.0}, r'stochastic_depth is a probability below 1'),
+    ({'dropout': -0.1}, r'dropout is a probability below 1, not -0.1'),
     ({'dtype_mm': 'bf16'}, r"unknown dtype_mm 'bf16'.*bfloat16, float32"),
     ({'width': 100, 'num_heads': 3}, r'width 100 .* num_heads 3'),
     ({'posemb': 'sincos2d', 'width': 6, 'num_heads': 1}, r'multiple of 4'),
