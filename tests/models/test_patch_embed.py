@@ -16,8 +16,8 @@ SHAPE = (5, 3 * HP, 2 * WP, CHANNELS)
 EPS = 1e-6
 
 
-def _embed(patch_norm, dtype_mm='float32'):
-  return PatchEmbed(WIDTH, (HP, WP), patch_norm, dtype_mm=dtype_mm)
+def _embed(patch_norm, dtype_mm='float32', patch_norm_type='layernorm'):
+  return PatchEmbed(WIDTH, (HP, WP), patch_norm, patch_norm_type, dtype_mm)
 
 
 def _random_params(model, image, seed=0):
@@ -69,44 +69,56 @@ def _uncut(patches, shape):
   return image
 
 
-def _layer_norm(x, scale, bias):
-  """LayerNorm, and what its gradient needs."""
-  std = np.sqrt(x.var(axis=-1, keepdims=True) + EPS)
-  hat = (x - x.mean(axis=-1, keepdims=True)) / std
-  return hat * scale + bias, (hat, std, scale)
+def _norm(x, p, norm_type):
+  """The norm, and a function of its gradient: of x, scale and bias."""
+  if norm_type == 'only_learnable':
+    hat, std = x, 1
+  elif norm_type == 'rmsnorm':
+    std = np.sqrt((x**2).mean(axis=-1, keepdims=True) + EPS)
+    hat = x / std
+  else:
+    std = np.sqrt(x.var(axis=-1, keepdims=True) + EPS)
+    hat = (x - x.mean(axis=-1, keepdims=True)) / std
+  scale = p.get('scale', 1)
+
+  def gradient(g):
+    g_hat = g * scale
+    along = hat * (g_hat * hat).mean(axis=-1, keepdims=True)
+    centre = g_hat.mean(axis=-1, keepdims=True)
+    g_x = {
+      'only_learnable': lambda: g_hat,
+      'rmsnorm': lambda: (g_hat - along) / std,
+    }.get(norm_type, lambda: (g_hat - centre - along) / std)()
+    sums = tuple(range(g.ndim - 1))
+    return g_x, {'scale': (g * hat).sum(sums), 'bias': g.sum(sums)}
+
+  return hat * scale + p.get('bias', 0), gradient
 
 
-def _layer_norm_grad(g, saved):
-  """Gradients with respect to the input, the scale and the bias."""
-  hat, std, scale = saved
-  g_hat = g * scale
-  centred = g_hat - g_hat.mean(axis=-1, keepdims=True)
-  along = hat * (g_hat * hat).mean(axis=-1, keepdims=True)
-  sums = tuple(range(g.ndim - 1))
-  return (centred - along) / std, (g * hat).sum(sums), g.sum(sums)
-
-
-def _dpn(params, image, direction):
-  """The formula: LN, matrix, LN, and backpropagation of sum(direction · ·)."""
+def _formula(params, image, direction, norm_type='layernorm'):
+  """Norm, matrix, norm, and backpropagation of sum(direction · ·)."""
   p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
-  patches = _cut(image.astype(np.float64))
-  x, saved0 = _layer_norm(patches, p['ln0']['scale'], p['ln0']['bias'])
-  y = x @ p['dense']['kernel'] + p['dense']['bias']
-  z, saved1 = _layer_norm(y, p['ln1']['scale'], p['ln1']['bias'])
-
-  g_y, g_scale1, g_bias1 = _layer_norm_grad(direction, saved1)
-  g_x = g_y @ p['dense']['kernel'].T
-  g_patches, g_scale0, g_bias0 = _layer_norm_grad(g_x, saved0)
-  grads = {
-    'ln0/scale': g_scale0,
-    'ln0/bias': g_bias0,
-    'dense/kernel': np.einsum('nhwi,nhwo->io', x, g_y),
-    'dense/bias': g_y.sum((0, 1, 2)),
-    'ln1/scale': g_scale1,
-    'ln1/bias': g_bias1,
-    'image': _uncut(g_patches, image.shape),
+  # A norm that the parameters do not show is one without parameters.
+  shown = norm_type != 'no_learnable'
+  inner = 'ln0' in p or not shown
+  outer = 'ln1' in p or not shown
+  patches, grads = _cut(image.astype(np.float64)), {}
+  x, y_grad = patches, direction
+  if inner:
+    x, inner_gradient = _norm(patches, p.get('ln0', {}), norm_type)
+  y = z = x @ p['dense']['kernel'] + p['dense']['bias']
+  if outer:
+    z, gradient = _norm(y, p.get('ln1', {}), norm_type)
+    y_grad, grads['ln1'] = gradient(direction)
+  x_grad = y_grad @ p['dense']['kernel'].T
+  if inner:
+    x_grad, grads['ln0'] = inner_gradient(x_grad)
+  grads['dense'] = {
+    'kernel': np.einsum('nhwi,nhwo->io', x, y_grad),
+    'bias': y_grad.sum((0, 1, 2)),
   }
-  return z, grads
+  grads['image'] = _uncut(x_grad, image.shape)
+  return z, traverse_util.flatten_dict(grads, sep='/')
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -131,14 +143,15 @@ def _error(actual, expected):
   return np.sqrt(((actual - expected) ** 2).mean() / size)
 
 
-def _compare_with_formula(kind, dtype_mm):
+def _compare_with_formula(
+  kind, dtype_mm, patch_norm='dual', norm_type='layernorm'
+):
   image = _images(kind)
-  model = _embed('dual', dtype_mm)
+  model = _embed(patch_norm, dtype_mm, norm_type)
   params = _random_params(model, image)
   direction = np.random.default_rng(2).normal(size=(5, 3, 2, WIDTH))
   y, grads = _value_and_grads(model, params, image, direction)
-  expected_y, expected_grads = _dpn(params, image, direction)
-  assert grads.keys() == expected_grads.keys()
+  expected_y, expected_grads = _formula(params, image, direction, norm_type)
   return _error(y, expected_y), {
     name: _error(g, expected_grads[name]) for name, g in grads.items()
   }
@@ -159,24 +172,55 @@ def test_dpn_in_bfloat16_keeps_its_two_digits(kind):
   assert max(errors.values()) < 3e-2, errors
 
 
-def test_float64_backpropagation_is_right():
+ABLATIONS = [
+  ('pre', 'layernorm'),
+  ('post', 'layernorm'),
+  ('dual', 'rmsnorm'),
+  ('dual', 'only_learnable'),
+  ('dual', 'no_learnable'),
+]
+
+
+@pytest.mark.parametrize('kind', ['natural', 'near-constant', 'constant'])
+@pytest.mark.parametrize(('patch_norm', 'norm_type'), ABLATIONS)
+def test_ablations_are_their_formulas(patch_norm, norm_type, kind):
+  error, errors = _compare_with_formula(kind, 'float32', patch_norm, norm_type)
+  assert error < 1e-5
+  assert max(errors.values()) < 2e-5, errors
+
+
+@pytest.mark.parametrize('kind', ['natural', 'near-constant'])
+@pytest.mark.parametrize(('patch_norm', 'norm_type'), ABLATIONS)
+def test_ablations_in_bfloat16(patch_norm, norm_type, kind):
+  error, errors = _compare_with_formula(kind, 'bfloat16', patch_norm, norm_type)
+  assert error < 1.5e-2
+  assert max(errors.values()) < 5e-2, errors
+
+
+@pytest.mark.parametrize(
+  ('patch_norm', 'norm_type'), [('dual', 'layernorm'), *ABLATIONS]
+)
+def test_float64_backpropagation_is_right(patch_norm, norm_type):
   """The closed form of this file against finite differences."""
   image = _images('natural').astype(np.float64)
-  params = _random_params(_embed('dual'), image)
+  model = _embed(patch_norm, patch_norm_type=norm_type)
+  params = _random_params(model, image)
   rng = np.random.default_rng(3)
   direction = rng.normal(size=(5, 3, 2, WIDTH))
-  _, grads = _dpn(params, image, direction)
+  _, grads = _formula(params, image, direction, norm_type)
 
   def loss(flat, image):
     params = traverse_util.unflatten_dict(flat, sep='/')
-    return (_dpn(params, image, direction)[0] * direction).sum()
+    y, _ = _formula(params, image, direction, norm_type)
+    return (y * direction).sum()
 
   flat = traverse_util.flatten_dict(params, sep='/')
   point = {
     **{k: np.asarray(v, np.float64) for k, v in flat.items()},
     'image': image,
   }
-  for name, grad in grads.items():
+  for name in point:
+    grad = grads[name]
     step = 1e-5 * rng.normal(size=grad.shape)
     up, down = (dict(point, **{name: point[name] + s}) for s in (step, -step))
     difference = loss(up, up.pop('image')) - loss(down, down.pop('image'))
@@ -289,5 +333,7 @@ def test_mistakes():
     _embed('none').init(rng, jnp.zeros((1, 12, 13, 3)))
   with pytest.raises(ConfigError, match=r"unknown patch_norm 'dul'.*'dual'"):
     _embed('dul').init(rng, image)
+  with pytest.raises(ConfigError, match=r"patch_norm_type 'rms'.*'rmsnorm'"):
+    _embed('dual', patch_norm_type='rms').init(rng, image)
   with pytest.raises(ConfigError, match='float images, not uint8'):
     _embed('dual').init(rng, image.astype(jnp.uint8))
