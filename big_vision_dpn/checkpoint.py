@@ -10,12 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from jax.experimental import multihost_utils
 from tensorflow.io import gfile
 
 from big_vision_dpn import config as config_lib
+from big_vision_dpn import pytree
 from big_vision_dpn.config import ConfigError
 
 _NEWEST_KEPT = 2
@@ -23,6 +26,10 @@ _NEWEST_KEPT = 2
 
 def _config_file(workdir: str) -> str:
   return os.path.join(workdir, 'config.json')
+
+
+def _absolute(path: str) -> str:
+  return path if '://' in path else os.path.abspath(path)
 
 
 def check_workdir(workdir: str, config: Any) -> None:
@@ -70,9 +77,7 @@ class Checkpointer:
       workdir: local or gs://.
       keep_every: checkpoints at multiples of these steps are never deleted.
     """
-    self._directory = os.path.join(
-      workdir if '://' in workdir else os.path.abspath(workdir), 'checkpoints'
-    )
+    self._directory = os.path.join(_absolute(workdir), 'checkpoints')
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
@@ -155,3 +160,47 @@ class Checkpointer:
     """Waits until everything is on disk."""
     self._manager.wait_until_finished()
     self._manager.close()
+
+
+def read_params(folder: str) -> dict[str, np.ndarray]:
+  """The parameters in a checkpoint, without its model, mesh or devices.
+
+  Args:
+    folder: WORKDIR, whose newest checkpoint it is, or
+      WORKDIR/checkpoints/STEP; local or gs://.
+
+  Returns:
+    Arrays by name, such as 'head/kernel', in the checkpoint's dtypes.
+
+  Raises:
+    ConfigError: there is no checkpoint, or it is damaged.
+  """
+  folder = _absolute(folder)
+  state = os.path.join(folder, 'state')
+  if not gfile.isdir(state):
+    checkpoints = os.path.join(folder, 'checkpoints')
+    steps = gfile.isdir(checkpoints) and ocp.utils.checkpoint_steps(checkpoints)
+    if not steps:
+      raise ConfigError(
+        f'no checkpoint in {folder}: expected the workdir of a run, or'
+        ' WORKDIR/checkpoints/STEP'
+      )
+    state = os.path.join(checkpoints, str(max(steps)), 'state')
+  handler = ocp.PyTreeCheckpointHandler()
+  try:
+    params = {'params': handler.metadata(epath.Path(state)).tree['params']}
+    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+    restored = handler.restore(
+      epath.Path(state),
+      args=ocp.args.PyTreeRestore(
+        item=params,
+        restore_args=jax.tree.map(lambda _: as_numpy, params),
+        partial_restore=True,
+      ),
+    )
+  except Exception as e:  # Any damage, in whichever of Orbax's errors.
+    raise ConfigError(
+      f'the checkpoint {os.path.dirname(state)} is damaged: {e}\n'
+      'Name another one, as WORKDIR/checkpoints/STEP.'
+    ) from e
+  return pytree.flatten_with_names(restored['params'])

@@ -247,8 +247,19 @@ FIELDS: dict[str, Field] = {
   ),
   'model_name': Field(_TEXT, 'vit', 'a module of models/'),
   'model': Field(_DICT, {}, "the model's own arguments"),
-  'model_init': Field(_TEXT, None, 'a .npz file to start from'),
-  'model_load': Field(_DICT, {}, "arguments of the model module's load()"),
+  'model_init': Field(
+    _TEXT,
+    None,
+    'weights to start from: a .npz or .safetensors (local, gs://, https://), a'
+    ' WORKDIR, WORKDIR/checkpoints/STEP; behind a colon the part that is meant,'
+    ' as in siglip.npz:img',
+  ),
+  'model_load': Field(
+    _DICT,
+    {},
+    "arguments of the model module's load(): dont_load, and for vit"
+    ' resize_patch, posemb_grid, posemb_antialias',
+  ),
   'init_head_bias': Field(_NUMBER, None, "first value of the head's bias"),
   'optax_name': Field(_TEXT, 'scale_by_adam', 'the optimizer, of optim.py'),
   'optax': Field(_DICT, {}, "the optimizer's arguments"),

@@ -274,13 +274,17 @@ def _load_params(plan: Plan) -> None:
   config = plan.config
   load = models.module(config.model_name).load
   check_arguments(
-    'load',
+    'load (config.model_load)',
     load,
     config.model_load,
-    reserved=('init_params', 'init_file', 'model_cfg'),
+    reserved=('init_params', 'init_file', 'model_cfg', 'image_size'),
   )
   loaded = load(
-    plan.params_shapes, config.model_init, config.model, **config.model_load
+    plan.params_shapes,
+    config.model_init,
+    config.model,
+    image_size=plan.batch_shapes['image'].shape[1:3],
+    **config.model_load,
   )
   # What load() leaves as it was is still a shape: init makes it.
   plan.loaded_params = {

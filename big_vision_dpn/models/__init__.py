@@ -1,4 +1,9 @@
-"""Models by name. A model module has `Model(...)` and `load(...)`."""
+"""Models by name.
+
+A model module has `Model(num_classes, **config.model)`, a flax module, and
+`load(init_params, config.model_init, config.model, image_size=(h, w),
+**config.model_load)`, which gives it pretrained parameters.
+"""
 
 import importlib
 from types import ModuleType

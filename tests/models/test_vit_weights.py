@@ -1,22 +1,28 @@
-"""`vit.load`: a big_vision `.npz` into a model, and every way not to fit."""
+"""`vit.load`: other stems, grids, layouts, older names; what does not fit."""
+
+import re
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 import scipy.ndimage
 from flax import traverse_util
 
+from big_vision_dpn import preflight
 from big_vision_dpn.config import ConfigError
-from big_vision_dpn.models import vit, vit_weights
+from big_vision_dpn.models import vit
+from big_vision_dpn.models.vit_resample import resample_posemb, resize_kernel
 
 CFG = {'width': 8, 'depth': 1, 'mlp_dim': 12, 'num_heads': 2, 'patch_size': 4}
 
 
 def _params(num_classes=5, size=12, seed=0, **kw):
-  """Random parameters by name, of a model for size × size images."""
+  """Random parameters by name, of a model for images of this size."""
   model = vit.Model(num_classes, **{**CFG, **kw})
-  image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  h, w = (size, size) if isinstance(size, int) else size
+  image = jax.ShapeDtypeStruct((1, h, w, 3), jnp.float32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), image)['params']
   rng = np.random.default_rng(seed)
   return {
@@ -25,18 +31,25 @@ def _params(num_classes=5, size=12, seed=0, **kw):
   }
 
 
-def _load(init, file, **kw):
+def _load(init, file, model_cfg=None, **kw):
   """vit.load, from and to parameters by name."""
   init = traverse_util.unflatten_dict(init, sep='/')
-  loaded = vit.load(init, str(file), {'variant': 'mu/4'}, **kw)
+  loaded = vit.load(init, str(file), {**CFG, **(model_cfg or {})}, **kw)
   return traverse_util.flatten_dict(loaded, sep='/')
 
 
-def _check_equal(actual, expected):
+def _check_equal(actual, expected, atol=0):
   assert actual.keys() == expected.keys()
   for name, array in expected.items():
     assert actual[name].dtype == np.float32
-    np.testing.assert_array_equal(actual[name], array, err_msg=name)
+    np.testing.assert_allclose(
+      actual[name], array, rtol=0, atol=atol, err_msg=name
+    )
+
+
+def _save(tmp_path, arrays):
+  np.savez(tmp_path / 'vit.npz', **arrays)
+  return tmp_path / 'vit.npz'
 
 
 @pytest.fixture
@@ -46,60 +59,266 @@ def saved():
 
 @pytest.fixture
 def file(tmp_path, saved):
-  path = tmp_path / 'vit.npz'
-  np.savez(path, **{f'params/{name}': a for name, a in saved.items()})
-  return path
+  return _save(tmp_path, {f'params/{name}': a for name, a in saved.items()})
+
+
+def _posemb(loaded, h, w):
+  return loaded['pos_embedding'].reshape(h, w, 8)
 
 
 def test_round_trip(file, saved):
   _check_equal(_load(_params(), file), saved)
+  _check_equal(_load(_params(), file, image_size=(12, 12)), saved)
 
 
-def test_names_without_params_and_a_whole_train_state(tmp_path, saved):
-  np.savez(tmp_path / 'bare.npz', **saved)
-  _check_equal(_load(_params(), tmp_path / 'bare.npz'), saved)
-  np.savez(
-    tmp_path / 'state.npz',
-    **{f'params/{name}': a for name, a in saved.items()},
-    **{f'opt/0/mu/{name}': a for name, a in saved.items()},
-    chrono=np.float64(3.5),
-  )
-  _check_equal(_load(_params(), tmp_path / 'state.npz'), saved)
-
-
-def test_bfloat16_is_read_back_from_raw_bytes(tmp_path, saved):
+def test_arrays_are_cast_to_the_models_dtype(tmp_path, saved):
   rounded = {name: a.astype(jnp.bfloat16) for name, a in saved.items()}
-  np.savez(tmp_path / 'vit.npz', **rounded)
-  with np.load(tmp_path / 'vit.npz') as arrays:
-    assert arrays['head/kernel'].dtype.str == '|V2'
   expected = {name: a.astype(np.float32) for name, a in rounded.items()}
-  _check_equal(_load(_params(), tmp_path / 'vit.npz'), expected)
+  _check_equal(_load(_params(), _save(tmp_path, rounded)), expected)
+
+
+# Position embeddings.
 
 
 @pytest.mark.parametrize('size', [8, 20, 48])
 def test_posemb_is_resampled(file, saved, size):
-  """As scipy's order-1 zoom, which is what big_vision uses."""
-  grid, side = saved['pos_embedding'].reshape(3, 3, 8), size // 4
-  grid = scipy.ndimage.zoom(grid, (side / 3, side / 3, 1), order=1)
-  expected = {**saved, 'pos_embedding': grid.reshape(1, side**2, 8)}
+  side = size // 4
+  zoom = (side / 3, side / 3, 1)
+  grid = scipy.ndimage.zoom(_posemb(saved, 3, 3), zoom, order=1)
   loaded = _load(_params(size=size), file)
-  posemb = loaded.pop('pos_embedding')
-  np.testing.assert_allclose(
-    posemb, expected.pop('pos_embedding'), rtol=1e-5, atol=1e-6
-  )
-  _check_equal(loaded, expected)
+  np.testing.assert_allclose(_posemb(loaded, side, side), grid, atol=1e-6)
+  loaded['pos_embedding'] = saved['pos_embedding']
+  _check_equal(loaded, saved)
 
 
-def test_resampling_a_plane_gives_the_plane():
-  def plane(side):
-    y, x = np.meshgrid(*2 * [np.linspace(-1, 1, side)], indexing='ij')
-    return np.stack([y, x, 2 * x - 3 * y + 1], axis=-1).reshape(1, -1, 3)
+def test_antialiased_posemb(tmp_path):
+  saved = _params(size=24)
+  loaded = _load(_params(), _save(tmp_path, saved), posemb_antialias=True)
+  expected = jax.image.resize(_posemb(saved, 6, 6), (3, 3, 8), 'linear')
+  np.testing.assert_allclose(_posemb(loaded, 3, 3), expected, atol=1e-6)
 
-  for old, new in ((2, 7), (7, 3), (14, 24)):
-    resampled = vit_weights.resample_posemb(
-      plane(old).astype(np.float32), new**2
+
+def test_posemb_of_grids_that_are_not_square(tmp_path, file, saved):
+  init = _params(size=(8, 20))
+  with pytest.raises(ConfigError, match=r'(?s)pos_embedding: .*posemb_grid='):
+    _load(init, file)  # 10 patches: of which grid?
+  loaded = _load(init, file, image_size=(8, 20))
+  expected = resample_posemb(_posemb(saved, 3, 3), (2, 5))
+  np.testing.assert_array_equal(_posemb(loaded, 2, 5), expected)
+
+  wide = _save(tmp_path, {**saved, **_params(size=(8, 32), seed=2)})
+  grid = _posemb(np.load(wide), 2, 8)
+  # Of the length of the model's: the model's grid. Otherwise square.
+  for size, grid_of_file in (((8, 32), (2, 8)), ((12, 12), (4, 4))):
+    loaded = _load(_params(size=size), wide, image_size=size)
+    new = (size[0] // 4, size[1] // 4)
+    expected = resample_posemb(grid.reshape(*grid_of_file, 8), new)
+    np.testing.assert_array_equal(_posemb(loaded, *new), expected)
+  for size in ((12, 12), (16, 16)):
+    loaded = _load(
+      _params(size=size), wide, image_size=size, posemb_grid=(2, 8)
     )
-    np.testing.assert_allclose(resampled, plane(new), atol=1e-6)
+    new = (size[0] // 4, size[1] // 4)
+    expected = resample_posemb(grid, new)
+    np.testing.assert_array_equal(_posemb(loaded, *new), expected)
+  with pytest.raises(ConfigError, match=r'posemb_grid \(3, 4\): .* 16 posit'):
+    _load(init, wide, posemb_grid=(3, 4))
+
+
+@pytest.mark.parametrize('size', [(12, 12), (8, 20), (20, 20)])
+def test_a_row_for_cls_is_added_to_cls(tmp_path, size):
+  saved = _params(size=size, pool_type='tok')
+  row = np.full((1, 1, 8), 2, np.float32)
+  posemb = np.concatenate([row, saved['pos_embedding']], axis=1)
+  file = _save(tmp_path, {**saved, 'pos_embedding': posemb})
+  loaded = _load(_params(size=size, pool_type='tok'), file, image_size=size)
+  _check_equal(loaded, {**saved, 'cls': saved['cls'] + 2})
+
+
+# Older names.
+
+
+@pytest.mark.parametrize(
+  'posemb',
+  ['Transformer/posembed_input/pos_embedding', 'Transformer/pos_embedding'],
+)
+def test_augreg(tmp_path, posemb):
+  """The names of the published files, from before flax's Linen."""
+  new = _params(pool_type='tok', depth=12)
+  old = {}
+  for name, a in new.items():
+    name = name.replace('Attention_0', 'Attention_1')
+    name = name.replace('LayerNorm_1', 'LayerNorm_2')
+    old[name.replace('MlpBlock_0', 'MlpBlock_3')] = a
+  old['cls'] = new['cls'] - 3
+  row = np.full((1, 1, 8), 3, np.float32)
+  old[posemb] = np.concatenate([row, old.pop('pos_embedding')], axis=1)
+  file = _save(tmp_path, old)
+  loaded = _load(_params(pool_type='tok', depth=12, seed=3), file)
+  _check_equal(loaded, new, atol=1e-6)
+
+  pre_logits = {'pre_logits/kernel': np.eye(8), 'pre_logits/bias': np.ones(8)}
+  file = _save(tmp_path, old | pre_logits)
+  init = _params(pool_type='tok', depth=12)
+  with pytest.raises(ConfigError, match=r"dont_load=\['pre_logits/\.\*'\]"):
+    _load(init, file)
+  _load(init, file, dont_load=['pre_logits/.*'])
+
+
+def test_pooling_head_without_a_module(tmp_path):
+  new = _params(pool_type='map')
+  old = {name.removeprefix('MAPHead_0/'): a for name, a in new.items()}
+  assert 'probe' in old
+  assert 'LayerNorm_0/scale' in old
+  init = _params(pool_type='map', seed=2)
+  _check_equal(_load(init, _save(tmp_path, old)), new)
+
+
+def test_todays_names_stay():
+  """A norm alone of its kind keeps its number, as others begin at 0 too."""
+  from big_vision_dpn.models import vit_weights
+
+  block = {
+    f'Transformer/encoderblock_0/{module}/w': np.zeros(1)
+    for module in (
+      'LayerNorm_1',
+      'MultiHeadDotProductAttention_0',
+      'MlpBlock_0',
+    )
+  }
+  assert vit_weights._modernize(block).keys() == block.keys()
+
+
+# Stems.
+
+
+@pytest.mark.parametrize(
+  ('theirs', 'ours'),
+  [('none', 'dual'), ('dual', 'none'), ('none', 'post_posemb')],
+)
+def test_the_stem_of_another_patch_norm(tmp_path, theirs, ours):
+  patch = (4, 2)
+  saved = _params(patch_norm=theirs, patch_size=patch, seed=1)
+  file = _save(tmp_path, saved)
+  init = _params(patch_norm=ours, patch_size=patch)
+  cfg = {'patch_norm': ours, 'patch_size': patch}
+  norms = 'posemb_norm/.*' if 'posemb' in ours else 'embedding/ln.*'
+  with pytest.raises(
+    ConfigError, match=re.escape(f"allow it by dont_load=['{norms}']")
+  ):
+    _load(init, file, cfg)
+  loaded = _load(init, file, cfg, dont_load=[norms])
+  kernels = [
+    a[name].reshape(-1, 8)
+    for a, norm in ((saved, theirs), (loaded, ours))
+    for name in [f'embedding/{"kernel" if norm == "none" else "dense/kernel"}']
+  ]
+  np.testing.assert_array_equal(*kernels)
+  for name in saved.keys() & init.keys():
+    np.testing.assert_array_equal(loaded[name], saved[name])
+  for name in init:
+    if re.fullmatch(norms, name):
+      np.testing.assert_array_equal(loaded[name], init[name])
+
+
+def _stem(params, image, **kw):
+  """The embeddings that a model has of one image."""
+  model = vit.Model(5, **{**CFG, **kw})
+  params = traverse_util.unflatten_dict(params, sep='/')
+  _, out = model.apply({'params': params}, jnp.asarray(image[None]))
+  return np.asarray(out['stem'])
+
+
+@pytest.mark.parametrize('patch_norm', ['none', 'dual'])
+def test_patches_of_another_size(tmp_path, patch_norm):
+  """Of an image twice as large, patches of twice the size."""
+  saved = _params(patch_norm=patch_norm, seed=1)
+  file = _save(tmp_path, saved)
+  cfg = {'patch_norm': patch_norm, 'patch_size': 8}
+  init = _params(size=24, **cfg)
+  with pytest.raises(ConfigError, match='resized by resize_patch=True'):
+    _load(init, file, cfg)
+  loaded = _load(init, file, cfg, resize_patch=True)
+  # Of pixels drawn large, so that resizing hardly changes a patch's variance.
+  rng = np.random.default_rng(0)
+  low = rng.normal(size=(3, 3, 3)).astype(np.float32)
+  low += 0.02 * rng.normal(size=low.shape).astype(np.float32)
+  small = low.repeat(4, 0).repeat(4, 1)
+  small[:, :, 0] *= 2  # So that a patch is not of one value.
+  large = np.asarray(_resize_each_patch(small))
+  theirs = _stem(saved, small, patch_norm=patch_norm)
+  ours = _stem(loaded, large, **cfg)
+  np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-4)
+  if patch_norm == 'dual':
+    np.testing.assert_array_equal(loaded['embedding/ln0/scale'], np.ones(192))
+    np.testing.assert_array_equal(loaded['embedding/ln0/bias'], np.zeros(192))
+
+
+def _resize_each_patch(image):
+  """Patches of 4×4 bilinearly to 8×8."""
+  patches = image.reshape(3, 4, 3, 4, 3)
+  patches = jax.image.resize(patches, (3, 8, 3, 8, 3), 'linear')
+  return patches.reshape(24, 24, 3)
+
+
+@pytest.mark.parametrize(
+  ('theirs', 'ours'), [('none', 'dual'), ('dual', 'none')]
+)
+def test_another_size_and_another_stem(tmp_path, theirs, ours):
+  saved = _params(patch_norm=theirs, seed=1)
+  file = _save(tmp_path, saved)
+  cfg = {'patch_norm': ours, 'patch_size': 8}
+  init = _params(size=24, **cfg)
+  options = {'dont_load': ['embedding/ln.*'], 'resize_patch': True}
+  loaded = _load(init, file, cfg, **options)
+  name = lambda norm: 'kernel' if norm == 'none' else 'dense/kernel'
+  kernel = saved[f'embedding/{name(theirs)}'].reshape(4, 4, 3, 8)
+  np.testing.assert_array_equal(
+    loaded[f'embedding/{name(ours)}'].reshape(8, 8, 3, 8),
+    resize_kernel(kernel, (8, 8)),
+  )
+
+
+# Blocks.
+
+
+def _scanned(params, depth):
+  """The parameters of the same model with its blocks in a scan."""
+  first = 'Transformer/encoderblock_0/'
+  stacked = {
+    name.replace('_0', '', 1): np.stack(
+      [params[name.replace('_0', f'_{i}', 1)] for i in range(depth)]
+    )
+    for name in params
+    if name.startswith(first)
+  }
+  rest = {n: a for n, a in params.items() if '/encoderblock_' not in n}
+  return rest | stacked
+
+
+def test_loop_and_scan(tmp_path):
+  loop, init = _params(depth=11, seed=1), _params(depth=11)
+  scan = _scanned(loop, 11)
+  name = 'Transformer/encoderblock/MlpBlock_0/Dense_0/kernel'
+  assert scan[name].shape == (11, 8, 12)
+  for saved in (loop, scan):
+    file = _save(tmp_path, saved)
+    _check_equal(_load(init, file), loop)
+    _check_equal(_load(_scanned(init, 11), file), scan)
+
+
+def test_another_depth(tmp_path):
+  file = _save(tmp_path, _params(depth=3))
+  with pytest.raises(
+    ConfigError,
+    match=r'encoderblock/LayerNorm_0/bias: \(3, 8\) in the file, \(2, 8\) in',
+  ):
+    _load(_scanned(_params(depth=2), 2), file)
+  with pytest.raises(ConfigError, match=r'encoderblock_2/LayerNorm_0/bias: '):
+    _load(_params(depth=2), file)
+
+
+# What does not fit.
 
 
 def test_dont_load_keeps_initial_values(file, saved):
@@ -112,46 +331,69 @@ def test_dont_load_keeps_initial_values(file, saved):
 
 def test_dont_load_is_of_whole_names(file):
   with pytest.raises(ConfigError, match='head/kernel'):
-    _load(_params(num_classes=7), file, dont_load=['head'])
-
-
-def test_plain_weights_into_a_dpn_model(file, saved):
-  init = _params(patch_norm='dual')
-  loaded = _load(init, file, dont_load=['embedding/.*'])
-  _check_equal(loaded, {n: saved.get(n, init[n]) for n in init})
+    _load(_params(num_classes=7), file, dont_load=['head/k'])
 
 
 def test_every_mismatch_is_listed(file):
   init = _params(num_classes=7, pool_type='tok', posemb='sincos2d')
   with pytest.raises(ConfigError) as error:
     _load(init, file)
-  lines = str(error.value).split('\n')
-  assert lines[0] == f'{file} does not fit the model:'
-  assert lines[1:5] == [
+  assert str(error.value).split('\n') == [
+    f'{file} does not fit the model:',
     '  cls: missing in the file, (1, 1, 8) in the model',
     '  head/bias: (5,) in the file, (7,) in the model',
     '  head/kernel: (8, 5) in the file, (8, 7) in the model',
     '  pos_embedding: (1, 9, 8) in the file, missing in the model',
+    "Change the model; or, to keep the model's initial values and to ignore"
+    " what only the file has: dont_load=['cls', 'head/.*', 'pos_embedding'].",
   ]
-  assert len(lines) == 6
-  assert "dont_load, a list of regexes such as 'cls.*'" in lines[5]
 
 
-def test_posemb_of_a_grid_that_is_not_square(file):
-  init = _params()
-  init['pos_embedding'] = np.zeros((1, 12, 8), np.float32)
-  with pytest.raises(
-    ConfigError,
-    match=r'pos_embedding: \(1, 9, 8\) in the file, \(1, 12, 8\) in the model',
-  ):
-    _load(init, file)
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    (dict(model_init='/no/where.npz'), "model_init: no file or folder '/no/w"),
+    (dict(model_load=dict(dont_lod=[])), "Did you mean 'dont_load'"),
+    (dict(model_load=dict(image_size=(8, 8))), "'image_size'"),
+    (dict(model_load=dict(dont_load=['('])), "'(' is no regular expression"),
+    (dict(model_load=dict(dont_load=['hed/.*'])), "'hed/.*' matches no param"),
+    (dict(model_load=dict(resize_patch='yes')), "resize_patch is 'yes'; exp"),
+    (dict(model_load=dict(posemb_antialias=2)), 'posemb_antialias is 2; exp'),
+    (dict(model_load=dict(posemb_grid=3)), 'posemb_grid is 3; expected rows'),
+    (dict(model=dict(CFG, patch_size=2)), 'resized by resize_patch=True'),
+    (dict(model=dict(CFG, patch_norm='dual')), "dont_load=['embedding/ln.*']"),
+    (dict(num_classes=10), 'head/bias: (5,) in the file, (10,) in the model'),
+  ],
+)
+def test_preflight_reports_mistakes(file, fields, message):
+  (mistake,) = _preflight(file, **fields).mistakes.messages
+  assert message in mistake
 
 
-def test_files_that_cannot_be_read(tmp_path, file):
-  missing = tmp_path / 'no.npz'
-  with pytest.raises(ConfigError, match=r'no file .*no\.npz'):
-    _load(_params(), missing)
-  short = tmp_path / 'short.npz'
-  short.write_bytes(file.read_bytes()[:-100])
-  with pytest.raises(ConfigError, match=r'short\.npz.* no \.npz, or was cut'):
-    _load(_params(), short)
+def _preflight(file, num_classes=5, **fields):
+  pp = (
+    'decode|resize((8, 16))|value_range(-1, 1)'
+    f'|onehot({num_classes}, key="label", key_result="labels")'
+    '|keep("image", "labels")'
+  )
+  config = {
+    'total_steps': 2,
+    'lr': 0.1,
+    'num_classes': num_classes,
+    'model': CFG,
+    'model_init': str(file),
+    'input': {
+      'batch_size': 16,
+      'data': dict(name='bv:mnist5k', split='train[:100]'),
+      'pp': pp,
+    },
+    **fields,
+  }
+  return preflight.check(ml_collections.ConfigDict(config))
+
+
+def test_preflight_tells_the_grid_of_patches(file, saved):
+  plan = _preflight(file)
+  assert not plan.mistakes.messages
+  expected = resample_posemb(_posemb(saved, 3, 3), (2, 4))
+  np.testing.assert_array_equal(_posemb(plan.loaded_params, 2, 4), expected)
