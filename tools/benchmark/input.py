@@ -1,4 +1,4 @@
-"""Measures what a run is made of. `input`: what the host does for an image.
+"""What the host does for an image, in CPU time.
 
     bash tools/run.sh tools.benchmark input
     bash tools/run.sh tools.benchmark input --config configs/proj/dpn/vit_i1k.py
@@ -26,7 +26,7 @@ Columns, each the median of several rounds, in which all lines take turns:
 
 import argparse
 import ast
-import importlib.util
+import importlib
 import io
 import os
 import sys
@@ -43,6 +43,7 @@ from big_vision_dpn import config as config_lib
 from big_vision_dpn.config import ConfigError
 from big_vision_dpn.datasets import core
 from big_vision_dpn.pp import builder
+from tools.benchmark import load_config
 
 LINES = (
   'decode_jpeg_and_inception_crop(224)|flip_lr|randaug(2, 10)'
@@ -99,17 +100,6 @@ def _synthetic(n: int) -> tuple[tf.data.Dataset, str]:
   kb = sum(map(len, files)) / n / 1000
   data = tf.data.Dataset.from_tensor_slices({'image': files, 'label': [0] * n})
   return data, f'{n} synthetic JPEGs of 500 x 375 and {kb:.0f} kB'
-
-
-def _load_config(text: str) -> Any:
-  """The config of FILE[:ARG], checked and complete."""
-  path, _, arg = text.partition(':')
-  spec = importlib.util.spec_from_file_location('benchmarked_config', path)
-  if spec is None or not os.path.exists(path):
-    raise ConfigError(f'--config: no file {path}')
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return config_lib.resolve(module.get_config(arg or None))
 
 
 def _examples(config: Any, n: int) -> tuple[tf.data.Dataset, str]:
@@ -308,10 +298,27 @@ def format_rows(rows: list[dict[str, Any]]) -> str:
   return '\n'.join(lines)
 
 
-def run_input(args: argparse.Namespace) -> None:
-  """The subcommand `input`."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Of the subcommand."""
+  parser.add_argument('--config', metavar='FILE[:ARG]', help='its data and pp')
+  parser.add_argument('--pp', help='a pp string, in place of the usual ones')
+  parser.add_argument('--images', type=int, default=100, help='default: 100')
+  parser.add_argument('--rounds', type=int, default=9, help='default: 9')
+  parser.add_argument(
+    '--img_per_sec_chip',
+    type=float,
+    default=2500,
+    help='what a chip trains on, for the cores that it needs; default: 2500',
+  )
+  parser.add_argument(
+    '--against', metavar='DIR', help='a checkout of google-research/big_vision'
+  )
+
+
+def run(args: argparse.Namespace) -> None:
+  """Measures and prints."""
   if args.config:
-    config = _load_config(args.config)
+    config = load_config(args.config)
     builder.import_ops(config.pp_modules)
     data, what = _examples(config, args.images)
     lines = [args.pp or config.input.pp]
@@ -333,35 +340,3 @@ def run_input(args: argparse.Namespace) -> None:
       f'\n{cores:.1f} cores feed a chip that takes'
       f' {args.img_per_sec_chip:g} images/s.'
     )
-
-
-def main(argv: list[str] | None = None) -> int:
-  """Runs a subcommand; returns the exit code."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  commands = parser.add_subparsers(dest='command', required=True)
-  sub = commands.add_parser('input', help='preprocessing, op by op')
-  sub.add_argument('--config', metavar='FILE[:ARG]', help='its data and pp')
-  sub.add_argument('--pp', help='a pp string, in place of the usual ones')
-  sub.add_argument('--images', type=int, default=100, help='default: 100')
-  sub.add_argument('--rounds', type=int, default=9, help='default: 9')
-  sub.add_argument(
-    '--img_per_sec_chip',
-    type=float,
-    default=2500,
-    help='what a chip trains on, for the cores that it needs; default: 2500',
-  )
-  sub.add_argument(
-    '--against', metavar='DIR', help='a checkout of google-research/big_vision'
-  )
-  try:
-    run_input(parser.parse_args(argv))
-  except ConfigError as e:
-    print(e, file=sys.stderr)
-    return 2
-  return 0
-
-
-if __name__ == '__main__':
-  sys.exit(main())
