@@ -133,7 +133,7 @@ def _download(path: str, file: Any) -> None:
         unit='B',
         unit_scale=True,
         delay=2,
-        mininterval=1,
+        mininterval=5,
       ) as bar:
         while chunk := remote.read(_CHUNK):
           file.write(chunk)

@@ -1,18 +1,18 @@
 """`vit.load`: other stems, grids, layouts, older names; what does not fit."""
 
+import collections
 import re
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 import scipy.ndimage
 from flax import traverse_util
 
-from big_vision_dpn import preflight
 from big_vision_dpn.config import ConfigError
 from big_vision_dpn.models import vit
+from big_vision_dpn.models.patch_embed import cut_patches
 from big_vision_dpn.models.vit_resample import resample_posemb, resize_kernel
 
 CFG = {'width': 8, 'depth': 1, 'mlp_dim': 12, 'num_heads': 2, 'patch_size': 4}
@@ -69,6 +69,23 @@ def _posemb(loaded, h, w):
 def test_round_trip(file, saved):
   _check_equal(_load(_params(), file), saved)
   _check_equal(_load(_params(), file, image_size=(12, 12)), saved)
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    dict(patch_norm='dual', pool_type='map', rep_size=True),
+    dict(patch_norm='pre_post_posemb', patch_norm_type='rmsnorm'),
+    dict(patch_norm='dual', patch_norm_type='no_learnable', scan=True, depth=2),
+    dict(sa_norm='post', mlp_norm='pre'),
+    dict(sa_norm='pre', mlp_norm='pre_post', depth=2),
+    dict(sublayer_norm='normformer', pool_type='tok'),
+    dict(sublayer_norm='subln', scan=True),
+  ],
+)
+def test_round_trip_of_every_kind_of_norm(tmp_path, fields):
+  saved = _params(seed=1, **fields)
+  _check_equal(_load(_params(**fields), _save(tmp_path, saved), fields), saved)
 
 
 def test_arrays_are_cast_to_the_models_dtype(tmp_path, saved):
@@ -229,29 +246,47 @@ def _stem(params, image, **kw):
   return np.asarray(out['stem'])
 
 
-@pytest.mark.parametrize('patch_norm', ['none', 'dual'])
-def test_patches_of_another_size(tmp_path, patch_norm):
-  """Of an image twice as large, patches of twice the size."""
-  saved = _params(patch_norm=patch_norm, seed=1)
+def test_patches_of_another_size(tmp_path, saved, file):
+  """Patches drawn twice as large have the same embeddings."""
+  init = _params(size=24, patch_size=8)
+  with pytest.raises(ConfigError, match='resized by resize_patch=True'):
+    _load(init, file, {'patch_size': 8})
+  loaded = _load(init, file, {'patch_size': 8}, resize_patch=True)
+  image = np.random.default_rng(0).normal(size=(12, 12, 3)).astype(np.float32)
+  np.testing.assert_allclose(
+    _stem(loaded, _resize_each_patch(image), patch_size=8),
+    _stem(saved, image),
+    rtol=1e-4,
+    atol=1e-4,
+  )
+
+
+def test_ln0_goes_into_the_kernel_that_is_resized(tmp_path):
+  cfg = {'patch_norm': 'dual', 'patch_size': 8}
+  saved = _params(patch_norm='dual', seed=1)
   file = _save(tmp_path, saved)
-  cfg = {'patch_norm': patch_norm, 'patch_size': 8}
   init = _params(size=24, **cfg)
   with pytest.raises(ConfigError, match='resized by resize_patch=True'):
     _load(init, file, cfg)
   loaded = _load(init, file, cfg, resize_patch=True)
-  # Of pixels drawn large, so that resizing hardly changes a patch's variance.
-  rng = np.random.default_rng(0)
-  low = rng.normal(size=(3, 3, 3)).astype(np.float32)
-  low += 0.02 * rng.normal(size=low.shape).astype(np.float32)
-  small = low.repeat(4, 0).repeat(4, 1)
-  small[:, :, 0] *= 2  # So that a patch is not of one value.
-  large = np.asarray(_resize_each_patch(small))
-  theirs = _stem(saved, small, patch_norm=patch_norm)
-  ours = _stem(loaded, large, **cfg)
-  np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-4)
-  if patch_norm == 'dual':
-    np.testing.assert_array_equal(loaded['embedding/ln0/scale'], np.ones(192))
-    np.testing.assert_array_equal(loaded['embedding/ln0/bias'], np.zeros(192))
+
+  def embed(params, patches):  # As if they were standardised already.
+    x = patches * params['embedding/ln0/scale'] + params['embedding/ln0/bias']
+    return x @ params['embedding/dense/kernel'] + params['embedding/dense/bias']
+
+  image = np.random.default_rng(0).normal(size=(12, 12, 3)).astype(np.float32)
+  small, large = (
+    np.asarray(cut_patches(jnp.asarray(i)[None], (p, p)))
+    for i, p in ((image, 4), (_resize_each_patch(image), 8))
+  )
+  np.testing.assert_allclose(
+    embed(loaded, large), embed(saved, small), rtol=1e-4, atol=1e-4
+  )
+  np.testing.assert_array_equal(loaded['embedding/ln0/scale'], np.ones(192))
+  np.testing.assert_array_equal(loaded['embedding/ln0/bias'], np.zeros(192))
+  np.testing.assert_array_equal(
+    loaded['embedding/ln1/scale'], saved['embedding/ln1/scale']
+  )
 
 
 def _resize_each_patch(image):
@@ -282,29 +317,29 @@ def test_another_size_and_another_stem(tmp_path, theirs, ours):
 # Blocks.
 
 
-def _scanned(params, depth):
-  """The parameters of the same model with its blocks in a scan."""
-  first = 'Transformer/encoderblock_0/'
+def _scanned(loop):
+  """Parameters by name, of the same model with its blocks in a scan."""
+  block = re.compile(r'(.*/encoderblock)_(\d+)(/.*)')
+  layers = collections.defaultdict(dict)
+  for name, a in loop.items():
+    if match := block.fullmatch(name):
+      layers[match[1] + match[3]][int(match[2])] = a
   stacked = {
-    name.replace('_0', '', 1): np.stack(
-      [params[name.replace('_0', f'_{i}', 1)] for i in range(depth)]
-    )
-    for name in params
-    if name.startswith(first)
+    name: np.stack([arrays[i] for i in range(len(arrays))])
+    for name, arrays in layers.items()
   }
-  rest = {n: a for n, a in params.items() if '/encoderblock_' not in n}
-  return rest | stacked
+  return {n: a for n, a in loop.items() if not block.fullmatch(n)} | stacked
 
 
 def test_loop_and_scan(tmp_path):
-  loop, init = _params(depth=11, seed=1), _params(depth=11)
-  scan = _scanned(loop, 11)
-  name = 'Transformer/encoderblock/MlpBlock_0/Dense_0/kernel'
-  assert scan[name].shape == (11, 8, 12)
+  loop, cfg = _params(depth=11, seed=1), {'depth': 11}
+  scan, init = _scanned(loop), _params(scan=True, **cfg)
+  assert scan.keys() == init.keys()
+  assert scan['Transformer/encoderblock/LayerNorm_1/bias'].shape == (11, 8)
   for saved in (loop, scan):
     file = _save(tmp_path, saved)
-    _check_equal(_load(init, file), loop)
-    _check_equal(_load(_scanned(init, 11), file), scan)
+    _check_equal(_load(_params(**cfg), file, cfg), loop)
+    _check_equal(_load(init, file, {'scan': True, **cfg}), scan)
 
 
 def test_another_depth(tmp_path):
@@ -313,7 +348,7 @@ def test_another_depth(tmp_path):
     ConfigError,
     match=r'encoderblock/LayerNorm_0/bias: \(3, 8\) in the file, \(2, 8\) in',
   ):
-    _load(_scanned(_params(depth=2), 2), file)
+    _load(_params(depth=2, scan=True), file)
   with pytest.raises(ConfigError, match=r'encoderblock_2/LayerNorm_0/bias: '):
     _load(_params(depth=2), file)
 
@@ -347,53 +382,3 @@ def test_every_mismatch_is_listed(file):
     "Change the model; or, to keep the model's initial values and to ignore"
     " what only the file has: dont_load=['cls', 'head/.*', 'pos_embedding'].",
   ]
-
-
-@pytest.mark.parametrize(
-  ('fields', 'message'),
-  [
-    (dict(model_init='/no/where.npz'), "model_init: no file or folder '/no/w"),
-    (dict(model_load=dict(dont_lod=[])), "Did you mean 'dont_load'"),
-    (dict(model_load=dict(image_size=(8, 8))), "'image_size'"),
-    (dict(model_load=dict(dont_load=['('])), "'(' is no regular expression"),
-    (dict(model_load=dict(dont_load=['hed/.*'])), "'hed/.*' matches no param"),
-    (dict(model_load=dict(resize_patch='yes')), "resize_patch is 'yes'; exp"),
-    (dict(model_load=dict(posemb_antialias=2)), 'posemb_antialias is 2; exp'),
-    (dict(model_load=dict(posemb_grid=3)), 'posemb_grid is 3; expected rows'),
-    (dict(model=dict(CFG, patch_size=2)), 'resized by resize_patch=True'),
-    (dict(model=dict(CFG, patch_norm='dual')), "dont_load=['embedding/ln.*']"),
-    (dict(num_classes=10), 'head/bias: (5,) in the file, (10,) in the model'),
-  ],
-)
-def test_preflight_reports_mistakes(file, fields, message):
-  (mistake,) = _preflight(file, **fields).mistakes.messages
-  assert message in mistake
-
-
-def _preflight(file, num_classes=5, **fields):
-  pp = (
-    'decode|resize((8, 16))|value_range(-1, 1)'
-    f'|onehot({num_classes}, key="label", key_result="labels")'
-    '|keep("image", "labels")'
-  )
-  config = {
-    'total_steps': 2,
-    'lr': 0.1,
-    'num_classes': num_classes,
-    'model': CFG,
-    'model_init': str(file),
-    'input': {
-      'batch_size': 16,
-      'data': dict(name='bv:mnist5k', split='train[:100]'),
-      'pp': pp,
-    },
-    **fields,
-  }
-  return preflight.check(ml_collections.ConfigDict(config))
-
-
-def test_preflight_tells_the_grid_of_patches(file, saved):
-  plan = _preflight(file)
-  assert not plan.mistakes.messages
-  expected = resample_posemb(_posemb(saved, 3, 3), (2, 4))
-  np.testing.assert_array_equal(_posemb(plan.loaded_params, 2, 4), expected)
