@@ -22,22 +22,10 @@ from big_vision_dpn.config import (
   choose,
   unknown,
 )
+from big_vision_dpn.optimizers import OPTIMIZERS
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
-
-def momentum_hp(
-  momentum: float = 0.9, dtype: str = 'bfloat16', nesterov: bool = False
-) -> optax.GradientTransformation:
-  """SGD with momentum, whose accumulator has `dtype`."""
-  return optax.trace(decay=momentum, accumulator_dtype=dtype, nesterov=nesterov)
-
-
-OPTIMIZERS = {
-  'identity': optax.identity,
-  'scale_by_adam': optax.scale_by_adam,
-  'big_vision.momentum_hp': momentum_hp,
-}
 
 _DURATIONS = {
   f'{name}_{unit}'
