@@ -278,6 +278,27 @@ FIELDS: dict[str, Field] = {
     ' (regex, course), None to freeze',
   ),
   'grad_clip_norm': Field(_NUMBER, None, 'largest global norm of gradients'),
+  'mesh': Field(
+    _LIST,
+    (('data', -1),),
+    '(axis, devices) pairs, the devices of all hosts; -1 for the rest',
+    fixed=False,
+  ),
+  'sharding_strategy': Field(
+    _LIST,
+    (('.*', 'replicate'),),
+    '(regex of parameter names, strategy) pairs: replicate, fsdp(axis="data"),'
+    ' tensor_parallel(axis="model"), shard_dim(axis, dim), joined by |; what'
+    ' belongs to a parameter follows it',
+    fixed=False,
+  ),
+  'sharding_rules': Field(
+    _LIST,
+    (('act_batch', 'data'),),
+    '(axis of activations, axis of the mesh) pairs: act_batch, act_len,'
+    ' act_emb, act_heads, act_mlp',
+    fixed=False,
+  ),
   'mixup': Field(_DICT, None, 'p: the Beta distribution of mixup has (p, p)'),
   'evals': Field(
     _DICT,

@@ -30,6 +30,7 @@ from big_vision_dpn.config import ConfigError, Mistakes, check_arguments
 from big_vision_dpn.datasets import core
 from big_vision_dpn.evaluators import common as eval_common
 from big_vision_dpn.pp import builder
+from big_vision_dpn.sharding import Layout
 
 
 @dataclasses.dataclass
@@ -53,6 +54,9 @@ class Plan:
     schedules: multipliers of the learning rate.
     evaluators: of `config.evals`.
     metrics: the names of what they measure.
+    layout: where arrays lie.
+    state_shapes: of the training state, jax.ShapeDtypeStructs that have the
+      shardings.
   """
 
   config: ml_collections.ConfigDict
@@ -69,6 +73,8 @@ class Plan:
   schedules: list[optim.Schedule] = dataclasses.field(default_factory=list)
   evaluators: list[eval_common.Entry] = dataclasses.field(default_factory=list)
   metrics: list[str] = dataclasses.field(default_factory=list)
+  layout: Layout = dataclasses.field(default_factory=Layout)
+  state_shapes: Any = None
 
   @property
   def data_name(self) -> str:
@@ -128,12 +134,14 @@ def check(
     return plan
   with plan.mistakes.of('config.pp_modules'):
     builder.import_ops(plan.config.pp_modules)
+  _check_layout(plan)
   with plan.mistakes.of(''):
     plan.task = tasks.make(plan.config)
   _check_input(plan)
   _check_durations(plan)
   _check_model(plan)
   _check_optimizer(plan)
+  _check_state(plan)
   _check_evaluators(plan)
   if workdir:
     with plan.mistakes.of('--workdir'):
@@ -141,12 +149,20 @@ def check(
   return plan
 
 
+def _check_layout(plan: Plan) -> None:
+  config, mesh = plan.config, plan.layout.mesh
+  with plan.mistakes.of('config.mesh'):
+    mesh = sharding.make_mesh(config.mesh)
+  with plan.mistakes.of('config.sharding_rules'):
+    plan.layout = Layout(mesh, config.sharding_rules)
+
+
 def _check_input(plan: Plan) -> None:
   config = plan.config.input
   # One of weight 0 is left out, for sweeps.
   names = [n for n in config_lib.mixed_names(plan.config) if config.data[n]]
   with plan.mistakes.of('config.input.batch_size'):
-    sharding.check_batch_size(config.batch_size)
+    plan.layout.check_batch_size(config.batch_size)
   if names:
     with plan.mistakes.of('config.input.data'):
       weights = [config.data[name] for name in names]
@@ -310,6 +326,24 @@ def _check_optimizer(plan: Plan) -> None:
       )
 
 
+def _check_state(plan: Plan) -> None:
+  if not plan.optimizer:
+    return
+  state = {
+    'params': plan.params_shapes,
+    'opt': jax.eval_shape(plan.optimizer.init, plan.params_shapes),
+  }
+  with plan.mistakes.of(''):
+    shardings = sharding.infer_state(
+      state, plan.config.sharding_strategy, plan.layout.mesh
+    )
+    plan.state_shapes = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      state,
+      shardings,
+    )
+
+
 def _check_evaluators(plan: Plan) -> None:
   for name, spec in plan.config.evals.items():
     with plan.mistakes.of(f'config.evals.{name}'):
@@ -319,6 +353,7 @@ def _check_evaluators(plan: Plan) -> None:
         plan.task.predict_fns if plan.task else None,
         plan.steps,
         plan.config.input,
+        plan.layout,
       )
       for source in entry.evaluator.sources():
         plan.note_missing(f'config.evals.{name}', source)

@@ -78,15 +78,22 @@ def make_update_fn(plan: preflight.Plan) -> Callable:
 def check_update(plan: preflight.Plan) -> None:
   """Traces the training step, so that what fails there fails first here."""
   with plan.mistakes.of('the training step'):
-    state = abstract_state(plan, sharding.make_mesh())
     update_fn = make_update_fn(plan)
-    pytree.eval_shape(lambda s, b: update_fn(s, b, 0), state, plan.host_shapes)
+    with plan.layout.activated():
+      pytree.eval_shape(
+        lambda s, b: update_fn(s, b, 0), plan.state_shapes, plan.host_shapes
+      )
 
 
-def init_state(plan: preflight.Plan, mesh: jax.sharding.Mesh) -> Any:
-  """The state before the first step, replicated on the devices."""
+def state_shardings(plan: preflight.Plan) -> Any:
+  """Where the arrays of the training state lie."""
+  return jax.tree.map(lambda x: x.sharding, plan.state_shapes)
 
-  @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+
+def init_state(plan: preflight.Plan) -> Any:
+  """The state before the first step, made where it lies."""
+
+  @functools.partial(jax.jit, out_shardings=state_shardings(plan))
   def init(rng, loaded):
     batch = jax.tree.map(
       lambda s: jnp.zeros((1, *s.shape[1:]), s.dtype), plan.batch_shapes
@@ -98,37 +105,27 @@ def init_state(plan: preflight.Plan, mesh: jax.sharding.Mesh) -> Any:
   return init(jax.random.key(plan.config.seed), plan.loaded_params)
 
 
-def abstract_state(plan: preflight.Plan, mesh: jax.sharding.Mesh) -> Any:
-  """Shapes and shardings of the training state."""
-  opt = jax.eval_shape(plan.optimizer.init, plan.params_shapes)
-  replicated = sharding.replicated(mesh)
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-    {'params': plan.params_shapes, 'opt': opt},
-  )
-
-
 def restore_or_init(
-  plan: preflight.Plan,
-  mesh: jax.sharding.Mesh,
-  checkpointer: Checkpointer | None,
+  plan: preflight.Plan, checkpointer: Checkpointer | None
 ) -> tuple[int, Any, dict[str, Any]]:
   """Steps done, state, and what else the newest checkpoint has, if any."""
   restored = None
   if checkpointer:
-    restored = checkpointer.restore_newest(abstract_state(plan, mesh))
-  return restored or (0, init_state(plan, mesh), {})
+    restored = checkpointer.restore_newest(plan.state_shapes)
+  return restored or (0, init_state(plan), {})
 
 
 def flops_a_step(plan: preflight.Plan) -> float:
   """Floating-point operations of one step, by XLA's count; compiles nothing."""
-  state = abstract_state(plan, sharding.make_mesh())
-  lowered = jax.jit(make_update_fn(plan)).lower(state, plan.host_shapes, 0)
+  with plan.layout.activated():
+    lowered = jax.jit(make_update_fn(plan)).lower(
+      plan.state_shapes, plan.host_shapes, 0
+    )
   return lowered.cost_analysis()['flops']
 
 
 def batches_from(
-  plan: preflight.Plan, mesh: jax.sharding.Mesh, start_step: int
+  plan: preflight.Plan, start_step: int
 ) -> Iterator[dict[str, jax.Array]]:
   """Training batches on the devices, some ahead of their use."""
   config = plan.config
@@ -137,11 +134,11 @@ def batches_from(
     config.input,
     seed=config.seed,
     start_step=start_step,
-    rows=sharding.local_rows(mesh, config.input.batch_size),
+    rows=plan.layout.local_rows(config.input.batch_size),
   )
   ahead = []
   for batch in batches:
-    ahead.append(sharding.put_batch(batch, mesh))
+    ahead.append(plan.layout.put_batch(batch))
     if len(ahead) > config.input.prefetch:
       yield ahead.pop(0)
 
@@ -154,14 +151,18 @@ def train(plan: preflight.Plan, name: str, workdir: str | None) -> None:
     name: of the run, on the progress lines.
     workdir: of checkpoints and metrics; None saves nothing.
   """
+  with plan.layout.activated():
+    _train(plan, name, workdir)
+
+
+def _train(plan: preflight.Plan, name: str, workdir: str | None) -> None:
   config, total_steps = plan.config, plan.total_steps
-  mesh = sharding.make_mesh()
 
   checkpointer, keep_every = None, plan.steps('keep_ckpt')
   if workdir:
     write_config(workdir, config)
     checkpointer = Checkpointer(workdir, keep_every)
-  first_step, state, extra = restore_or_init(plan, mesh, checkpointer)
+  first_step, state, extra = restore_or_init(plan, checkpointer)
   note(
     f'{name}: {total_steps - first_step:,} of {total_steps:,} steps to go,'
     f' {config.input.batch_size:,} examples each of {plan.data_name}, on'
@@ -182,9 +183,9 @@ def train(plan: preflight.Plan, name: str, workdir: str | None) -> None:
   update_fn = jax.jit(
     make_update_fn(plan),
     donate_argnums=0,
-    out_shardings=sharding.replicated(mesh),
+    out_shardings=(state_shardings(plan), plan.layout.replicated),
   )
-  batches = batches_from(plan, mesh, first_step)
+  batches = batches_from(plan, first_step)
   log_every, ckpt_every = plan.steps('log_training'), plan.steps('ckpt')
 
   measurements = {}
@@ -206,7 +207,7 @@ def train(plan: preflight.Plan, name: str, workdir: str | None) -> None:
       if itstime(step, entry.every, total_steps):
         jax.block_until_ready(state)
         with chrono.paused():
-          results = evaluate(entry, state['params'], mesh)
+          results = evaluate(entry, state['params'], plan.layout)
         progress.report_results(step, results)
         metrics |= results
 
@@ -240,12 +241,12 @@ def schedule_metrics(plan: preflight.Plan, step: int) -> dict[str, float]:
 
 
 def evaluate(
-  entry: Entry, params: Any, mesh: jax.sharding.Mesh
+  entry: Entry, params: Any, layout: sharding.Layout
 ) -> dict[str, float]:
   """Metrics of one evaluator, by their full names."""
   return {
     entry.prefix + key: value
-    for key, value in entry.evaluator.run(params, mesh)
+    for key, value in entry.evaluator.run(params, layout)
   }
 
 

@@ -61,7 +61,7 @@ def read_in_streams(folder: str) -> core.Source:
 def main(folder: str, start: int, steps: int, threads: int | None) -> None:
   sharding.initialize_processes()
   builder.import_ops(config.FIELDS['pp_modules'].default)
-  mesh = sharding.make_mesh()
+  layout = sharding.Layout()
   preprocess = builder.get_preprocess_fn(PP)
   permuted = core.get(name='bv:mnist5k', split='train[:40]')
   batches = input_pipeline.training(
@@ -72,7 +72,7 @@ def main(folder: str, start: int, steps: int, threads: int | None) -> None:
     OPTIONS | {'threads': threads},
     seed=7,
     start_step=start,
-    rows=sharding.local_rows(mesh, BATCH),
+    rows=layout.local_rows(BATCH),
   )
 
   @jax.jit
@@ -83,7 +83,7 @@ def main(folder: str, start: int, steps: int, threads: int | None) -> None:
 
   output = []
   for step in range(start, start + steps):
-    batch = sharding.put_batch(next(batches), mesh)
+    batch = layout.put_batch(next(batches))
     output.append(_rows(*finish(batch, step), batch['label']))
   print(json.dumps({'steps': output}))
 

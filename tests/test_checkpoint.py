@@ -12,7 +12,6 @@ import ml_collections
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType
 
 from big_vision_dpn import checkpoint, sharding
 from big_vision_dpn import config as config_lib
@@ -25,12 +24,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def _mesh(devices):
-  return jax.make_mesh(
-    (devices,),
-    ('data',),
-    devices=jax.devices()[:devices],
-    axis_types=(AxisType.Auto,),
-  )
+  return sharding.make_mesh(devices=jax.devices()[:devices])
 
 
 def _arrays(seed):
@@ -54,13 +48,13 @@ def _arrays(seed):
 
 
 def _state(seed, mesh):
-  return jax.device_put(_arrays(seed), sharding.replicated(mesh))
+  return jax.device_put(_arrays(seed), sharding.Layout(mesh).replicated)
 
 
 def _target(mesh):
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=sharding.replicated(mesh)
+      x.shape, x.dtype, sharding=sharding.Layout(mesh).replicated
     ),
     _arrays(0),
   )
@@ -113,15 +107,15 @@ def test_round_trip_between_meshes(tmp_path, before, after):
   assert (step, restored_extra) == (71_300, extra)
   _assert_same_bits(state, _arrays(1))
   for leaf in jax.tree.leaves(state):
-    assert leaf.sharding == sharding.replicated(mesh)
+    assert leaf.sharding == sharding.Layout(mesh).replicated
 
 
 def test_sharded_arrays(tmp_path):
   x = np.arange(64, dtype=np.float32).reshape(16, 4)
   checkpointer = Checkpointer(str(tmp_path))
-  saved = jax.device_put(x, sharding.over_batch(_mesh(8)))
+  saved = jax.device_put(x, sharding.Layout(_mesh(8)).over_batch)
   checkpointer.save(1, {'x': saved}, {})
-  layout = sharding.over_batch(_mesh(2))
+  layout = sharding.Layout(_mesh(2)).over_batch
   target = {'x': jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout)}
   checkpointer.close()
   _, state, _ = Checkpointer(str(tmp_path)).restore_newest(target)
@@ -132,9 +126,9 @@ def test_sharded_arrays(tmp_path):
 @pytest.mark.parametrize(
   ('devices', 'layout'),
   [
-    (1, sharding.replicated),
-    (8, sharding.replicated),
-    (8, sharding.over_batch),
+    (1, 'replicated'),
+    (8, 'replicated'),
+    (8, 'over_batch'),
   ],
 )
 def test_arrays_may_be_donated_as_soon_as_save_returns(
@@ -142,7 +136,7 @@ def test_arrays_may_be_donated_as_soon_as_save_returns(
 ):
   # Megabytes, so that they are still being written meanwhile. Memory that
   # jax has from numpy might not be donated, so the arrays are jax's own.
-  layout = layout(_mesh(devices))
+  layout = getattr(sharding.Layout(_mesh(devices)), layout)
   expected = np.random.default_rng(0).random((4, 256, 1024), np.float32)
   state = {
     str(i): jax.jit(jnp.copy, out_shardings=layout)(x)
@@ -293,7 +287,7 @@ def test_another_model_does_not_count_as_damage_for_ever(workdir):
   mesh = _mesh(8)
   target = jax.tree.map(lambda x: x, _target(mesh))
   target['params']['kernel'] = jax.ShapeDtypeStruct(
-    (3, 3), np.float32, sharding=sharding.replicated(mesh)
+    (3, 3), np.float32, sharding=sharding.Layout(mesh).replicated
   )
   checkpointer = Checkpointer(str(workdir))
   with pytest.raises(RuntimeError, match='none of the checkpoints'):

@@ -94,14 +94,7 @@ def _run(config_file, *args, **kw):
 
 def _final_state(workdir):
   """All arrays of the newest checkpoint, as they are on disk."""
-  plan = preflight.check(_tiny_config())
-  mesh = jax.make_mesh(
-    (1,),
-    ('data',),
-    axis_types=(jax.sharding.AxisType.Auto,),
-    devices=jax.devices()[:1],
-  )
-  target = train.abstract_state(plan, mesh)
+  target = preflight.check(_tiny_config()).state_shapes
   reader = checkpoint.Checkpointer(str(workdir))
   step, state, _ = reader.restore_newest(target)
   reader.close()
@@ -365,32 +358,90 @@ def test_dry_run_of_imagenet_needs_no_data(capsys, tmp_path):
   assert flops == pytest.approx(4096 * 6 * macs, rel=0.1)
 
 
-def test_eight_devices_train_like_one(tmp_path, monkeypatch):
-  """Losses of a run over eight devices and over one, to float32 rounding."""
-  config = _tiny_config(total_steps=6, evals={}, log_training_steps=1)
-  del config.evals['val']
-  losses = []
-  for devices in (8, 1):
-    workdir = tmp_path / str(devices)
-    mesh = jax.make_mesh(
-      (devices,),
-      ('data',),
-      axis_types=(jax.sharding.AxisType.Auto,),
-      devices=jax.devices()[:devices],
+FSDP = 'fsdp(axis="data", min_size_to_shard_mb=0)'
+MESHES = {
+  'data parallel': {},
+  'fsdp': {'sharding_strategy': [('.*', FSDP)]},
+  'tensor parallel': {
+    'mesh': [('data', 4), ('model', 2)],
+    'sharding_strategy': [('.*', 'tensor_parallel("model")')],
+    'sharding_rules': [
+      ('act_batch', 'data'),
+      ('act_heads', 'model'),
+      ('act_mlp', 'model'),
+    ],
+  },
+  'mixed': {
+    'mesh': [('replica', 2), ('data', -1), ('model', 2)],
+    'sharding_strategy': [('.*', f'tensor_parallel("model")|{FSDP}')],
+    'sharding_rules': [('act_batch', ('replica', 'data'))],
+  },
+}
+
+
+def _losses(workdir, **fields):
+  config = _tiny_config(total_steps=20, log_training_steps=1, **fields)
+  config.evals.val.log_steps = 20
+  plan = preflight.check(config)
+  assert plan.mistakes.messages == []
+  train.train(plan, 'run', str(workdir))
+  records = writers.read_metrics(str(workdir))
+  return [
+    [r['training_loss'], r['l2_params'], r['l2_grads']] for r in records
+  ], [
+    records[-1]['val/loss'],
+    records[-1]['val/prec@1'],
+  ]
+
+
+@pytest.fixture(scope='module')
+def losses_of_one_device(tmp_path_factory):
+  with pytest.MonkeyPatch.context() as patch:
+    first = jax.devices()[:1]
+    patch.setattr(jax, 'devices', lambda: first)
+    return _losses(tmp_path_factory.mktemp('one'))
+
+
+@pytest.mark.parametrize('mesh', MESHES)
+def test_any_mesh_trains_like_one_device(mesh, losses_of_one_device, tmp_path):
+  """Losses and norms of 20 steps and the evaluation, to float32 rounding."""
+  losses, metrics = _losses(tmp_path, **MESHES[mesh])
+  np.testing.assert_allclose(losses, losses_of_one_device[0], rtol=1e-5)
+  np.testing.assert_allclose(metrics, losses_of_one_device[1], rtol=1e-5)
+
+
+def test_fsdp_splits_the_state_and_keeps_it_split():
+  """Each of eight devices has an eighth of it, before and after a step."""
+  config = _tiny_config(**MESHES['fsdp'])
+  config.model.update(width=64, mlp_dim=256, depth=2)
+  plan = preflight.check(config)
+  state = train.init_state(plan)
+  batch = plan.layout.put_batch(
+    {k: np.zeros(s.shape, s.dtype) for k, s in plan.host_shapes.items()}
+  )
+
+  def share(state):
+    leaves = jax.tree.leaves(state)
+    on_one = sum(x.addressable_shards[0].data.nbytes for x in leaves)
+    return on_one / sum(x.nbytes for x in leaves)
+
+  with plan.layout.activated():
+    step = jax.jit(
+      train.make_update_fn(plan),
+      out_shardings=(train.state_shardings(plan), plan.layout.replicated),
     )
-    monkeypatch.setattr(train.sharding, 'make_mesh', lambda mesh=mesh: mesh)
-    train.train(preflight.check(config), 'run', str(workdir))
-    records = writers.read_metrics(str(workdir))
-    losses.append([r['training_loss'] for r in records])
-  np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    after, _ = step(state, batch, 0)
+  # What no dimension of is a multiple of 8 is left whole.
+  assert share(state) == share(after)
+  assert 1 / 8 <= share(after) < 1.1 / 8
 
 
 def test_model_init_starts_from_a_big_vision_file(tmp_path):
-  from big_vision_dpn import pytree, sharding
+  from big_vision_dpn import pytree
 
   config = _tiny_config()
   plan = preflight.check(config)
-  params = train.init_state(plan, sharding.make_mesh())['params']
+  params = train.init_state(plan)['params']
   names = pytree.flatten_with_names(params)
   rng = np.random.default_rng(0)
   arrays = {
@@ -402,7 +453,7 @@ def test_model_init_starts_from_a_big_vision_file(tmp_path):
   config.model_load = {'dont_load': ['head/.*']}
   plan = preflight.check(config)
   assert not plan.mistakes.messages
-  loaded = train.init_state(plan, sharding.make_mesh())['params']
+  loaded = train.init_state(plan)['params']
   for name, value in pytree.flatten_with_names(loaded).items():
     fresh = name.startswith('head/')
     expected = names[name] if fresh else arrays[f'params/{name}']

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from big_vision_dpn import example_spec, input_pipeline, pytree, sharding
+from big_vision_dpn import example_spec, input_pipeline, pytree
 from big_vision_dpn.config import (
   DURATION_UNITS,
   ConfigError,
@@ -20,6 +20,7 @@ from big_vision_dpn.config import (
 )
 from big_vision_dpn.datasets import core
 from big_vision_dpn.pp import builder
+from big_vision_dpn.sharding import Layout
 
 EVALUATORS = {
   'classification': 'big_vision_dpn.evaluators.classification',
@@ -60,8 +61,6 @@ class Split:
       self.source = core.get(**data)
     with mistakes.of('pp_fn'):
       self._preprocess = builder.get_preprocess_fn(pp_fn)
-    with mistakes.of('batch_size'):
-      sharding.check_batch_size(batch_size)
     mistakes.check()
     self.spec = example_spec.make(self.source, self._preprocess)
 
@@ -76,7 +75,7 @@ class Split:
     return self._preprocess.on_device(batch)
 
   def batches(
-    self, mesh: jax.sharding.Mesh
+    self, layout: Layout
   ) -> Iterator[tuple[dict[str, jax.Array], dict[str, np.ndarray]]]:
     """Each example once; `_mask` is 0 for the padding of the last batches.
 
@@ -90,12 +89,12 @@ class Split:
         self._preprocess,
         self._input_config,
         batch_size=self.batch_size,
-        rows=sharding.local_rows(mesh, self.batch_size),
+        rows=layout.local_rows(self.batch_size),
         **{k: self._input_config.get(k, False) for k in SPLIT_OPTIONS},
       )
     for batch in self._start():
       on_host = {k: v for k, v in batch.items() if v.dtype == object}
-      yield sharding.put_batch(batch, mesh), on_host
+      yield layout.put_batch(batch), on_host
 
 
 class MeanEvaluator(abc.ABC):
@@ -159,12 +158,10 @@ class MeanEvaluator(abc.ABC):
     sums, _ = pytree.eval_shape(self._sum, params, batch)
     return list(sums)
 
-  def run(
-    self, params: Any, mesh: jax.sharding.Mesh
-  ) -> Iterator[tuple[str, float]]:
+  def run(self, params: Any, layout: Layout) -> Iterator[tuple[str, float]]:
     """Yields (name of the metric, value) over the whole split."""
     sums = []
-    for batch, _ in self.split.batches(mesh):
+    for batch, _ in self.split.batches(layout):
       sums.append(self._sums(params, batch))
       # Further ahead than one step, batches would fill the device.
       jax.block_until_ready(sums[-2:-1])
@@ -181,6 +178,7 @@ def from_config(
   predict_fns: Mapping[str, Callable] | None,
   get_steps: Callable[[str, Mapping[str, Any]], int | None],
   input_config: Mapping[str, Any],
+  layout: Layout,
 ) -> Entry:
   """Builds one evaluator of `config.evals`, as big_vision's specs say.
 
@@ -194,6 +192,7 @@ def from_config(
     predict_fns: of the task; None if it is not known, for a check.
     get_steps: (duration's name, spec) -> steps.
     input_config: the resolved `config.input`.
+    layout: of the batches.
 
   Raises:
     ConfigError: whatever is wrong with the spec.
@@ -229,9 +228,9 @@ def from_config(
   )
   if 'data' not in arguments:
     raise ConfigError('data is missing: dict(name=…, split=…)')
-  return Entry(
-    name=name,
-    evaluator=evaluator(predict_fn, input_config=input_config, **arguments),
-    every=every,
-    prefix=spec['prefix'],
-  )
+  with mistakes.of(''):
+    made = evaluator(predict_fn, input_config=input_config, **arguments)
+  with mistakes.of('batch_size'):
+    layout.check_batch_size(arguments['batch_size'])
+  mistakes.check()
+  return Entry(name, made, every, spec['prefix'])

@@ -11,6 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from big_vision_dpn.sharding import constrain
+
+# The axes of the residual stream, for the rules of a sharding.Layout.
+STREAM = ('act_batch', 'act_len', 'act_emb')
+
 
 def xavier_uniform(gain: float = 1.0) -> nn.initializers.Initializer:
   """Uniform of the variance `2 gain² / (fan_in + fan_out)`."""
@@ -82,6 +87,7 @@ class MultiHeadDotProductAttention(nn.Module):
       project('key', x),
       project('value', x, self.gain),
     )
+    heads = constrain(heads, 'act_batch', 'act_len', 'act_heads', None)
     if self.sublayer_norm == 'normformer':
       heads = HeadScale()(heads)
     if self.sublayer_norm == 'subln':
@@ -124,6 +130,8 @@ class MlpBlock(nn.Module):
     d = x.shape[-1]
     x = nn.Dense(self.mlp_dim or 4 * d, **options)(x)
     x = nn.gelu(x)
+    if x.ndim == 3:
+      x = constrain(x, 'act_batch', 'act_len', 'act_mlp')
     if self.inner_norm:
       x = nn.LayerNorm(dtype=self.dtype_mm)(x)
     x = nn.Dropout(self.dropout)(x, deterministic)
@@ -206,7 +214,8 @@ class Encoder1DBlock(nn.Module):
     )(y, y)
     normformer = self.sublayer_norm == 'normformer'
     placement = 'pre_post' if normformer else self.sa_norm
-    x = out['+sa'] = self._add(0, placement, x, y, deterministic, drop_rate)
+    x = self._add(0, placement, x, y, deterministic, drop_rate)
+    x = out['+sa'] = constrain(x, *STREAM)
 
     y = self._pre_norm(1, self.mlp_norm, x)
     y = out['mlp'] = MlpBlock(
@@ -216,9 +225,8 @@ class Encoder1DBlock(nn.Module):
       gain=self.gain,
       dtype_mm=self.dtype_mm,
     )(y, deterministic)
-    x = out['+mlp'] = self._add(
-      1, self.mlp_norm, x, y, deterministic, drop_rate
-    )
+    x = self._add(1, self.mlp_norm, x, y, deterministic, drop_rate)
+    x = out['+mlp'] = constrain(x, *STREAM)
     return x, out
 
   def _pre_norm(self, number: int, placement: str, x: jax.Array) -> jax.Array:

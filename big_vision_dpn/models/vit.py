@@ -27,6 +27,7 @@ from big_vision_dpn.models.patch_embed import (
   PatchEmbed,
 )
 from big_vision_dpn.models.vit_weights import load as load
+from big_vision_dpn.sharding import constrain
 
 # Width, depth, mlp_dim, num_heads.
 VARIANTS = {
@@ -160,6 +161,7 @@ class ViT(nn.Module):
       cls = self.param('cls', nn.initializers.zeros, (1, 1, self.width))
       cls = repeat(cls.astype(x.dtype), '1 1 d -> n 1 d', n=n)
       x = jnp.concatenate([cls, x], axis=1)
+    x = constrain(x, *common.STREAM)
     x = nn.Dropout(self.dropout)(x, not train)
 
     x, out['encoder'] = self._encoder()(x, not train)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from jax.sharding import AxisType
 
 from big_vision_dpn import chrono, sharding
 from big_vision_dpn.config import ConfigError
@@ -59,18 +58,16 @@ def _entry(spec, *, in_memory=True, predict_fns=PREDICT_FNS, name='val'):
     **spec,
   }
   spec = {k: v for k, v in spec.items() if v is not None}
-  return common.from_config(name, spec, predict_fns, get_steps, input_config)
+  return common.from_config(
+    name, spec, predict_fns, get_steps, input_config, sharding.Layout()
+  )
 
 
 def _run(evaluator, params, devices=8):
-  mesh = jax.make_mesh(
-    (devices,),
-    ('data',),
-    devices=jax.devices()[:devices],
-    axis_types=(AxisType.Auto,),
-  )
-  params = jax.device_put(params, sharding.replicated(mesh))
-  return dict(evaluator.run(params, mesh))
+  mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+  layout = sharding.Layout(mesh)
+  params = jax.device_put(params, layout.replicated)
+  return dict(evaluator.run(params, layout))
 
 
 def _expected(images, labels, params, loss):

@@ -40,7 +40,12 @@ def config():
 def _evaluator(config, predict_fns, **spec):
   spec = {'data': DATA, 'pp_fn': PP + '|keep("image", "labels")', **spec}
   entry = common.from_config(
-    'mean', {'log_steps': 1, **spec}, predict_fns, chrono.steps, config.input
+    'mean',
+    {'log_steps': 1, **spec},
+    predict_fns,
+    chrono.steps,
+    config.input,
+    sharding.Layout(),
   )
   return entry.evaluator
 
@@ -68,9 +73,9 @@ def test_mean_of_the_loss_of_the_task(config):
   params = jax.tree.map(
     lambda s: 0.2 * rng.normal(size=s.shape).astype(s.dtype), shapes
   )
-  mesh = sharding.make_mesh()
-  replicated = jax.device_put(params, sharding.replicated(mesh))
-  actual = dict(evaluator.run(replicated, mesh))
+  layout = sharding.Layout()
+  replicated = jax.device_put(params, layout.replicated)
+  actual = dict(evaluator.run(replicated, layout))
 
   # All images at once, on one device.
   logits = np.float64(jax.jit(task.predict_fns['predict'])(params, batch)[0])
@@ -90,8 +95,7 @@ def test_padding_does_not_count_and_every_metric_is_averaged(config):
     }
 
   evaluator = _evaluator(config, {'predict': predict})
-  mesh = sharding.make_mesh()
-  actual = dict(evaluator.run({'scale': np.float32(3)}, mesh))
+  actual = dict(evaluator.run({'scale': np.float32(3)}, sharding.Layout()))
   expected = {
     'brightness': 3 * _images().mean(dtype=np.float64),
     'label': _feature('label').mean(),

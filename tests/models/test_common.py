@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from big_vision_dpn.models import common, vit
+from big_vision_dpn.sharding import Layout, make_mesh
 
 DEPTH = 3
 X = np.random.default_rng(0).normal(size=(8, 5, 12)).astype('f')
@@ -196,18 +196,11 @@ def test_parameters_and_outputs_on_any_mesh(scan):
   model = vit.Model(5, **VIT, patch_size=4, patch_norm='dual', scan=scan)
   params, logits = [], []
   for devices in (1, 2, 8):
-    mesh = jax.make_mesh(
-      (devices,),
-      ('data',),
-      devices=jax.devices()[:devices],
-      axis_types=(AxisType.Auto,),
-    )
-    whole = NamedSharding(mesh, PartitionSpec())
-    split = NamedSharding(mesh, PartitionSpec('data'))
-    init = jax.jit(model.init, out_shardings=whole)
+    layout = Layout(make_mesh(devices=jax.devices()[:devices]))
+    init = jax.jit(model.init, out_shardings=layout.replicated)
     params.append(init(jax.random.key(0), IMAGE[:1]))
     apply = jax.jit(lambda p, x: model.apply(p, x)[1]['pre_logits'])
-    logits.append(apply(params[-1], jax.device_put(IMAGE, split)))
+    logits.append(apply(params[-1], jax.device_put(IMAGE, layout.over_batch)))
   for other in (1, 2):
     _check_equal(params[0], params[other], rtol=0)
     _check_equal(logits[0], logits[other], rtol=1e-5, atol=1e-5)

@@ -51,7 +51,8 @@ def _module():
 def test_loss_falls(options, tmp_path):
   config = _module().get_config()
   config.model.update(patch_norm='none', depth=2, width=48, mlp_dim=96)
-  config.model.update(options)
+  with config.model.ignore_type():
+    config.model.update(options)
   config.update(log_training_steps=100, ckpt_steps=300)
   del config.evals, config.comparison, config.total_epochs
   config.total_steps = 300
@@ -62,4 +63,4 @@ def test_loss_falls(options, tmp_path):
   first, *_, last = writers.read_metrics(str(tmp_path))
   # ln 10 at the start, of ten classes.
   assert first['training_loss'] == pytest.approx(2.3026, abs=1e-3)
-  assert last['step'] == 300 and last['training_loss'] < 1.7
+  assert last['step'] == 300 and last['training_loss'] < 1.9

@@ -24,7 +24,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from big_vision_dpn import preflight, sharding, train
+from big_vision_dpn import preflight, train
 from big_vision_dpn.config import ConfigError
 from tools.benchmark import load_config
 
@@ -71,10 +71,10 @@ class Model:
     mistakes = preflight.report_mistakes([plan], data_needed=False)
     if mistakes:
       raise ConfigError(mistakes)
-    mesh, rng = sharding.make_mesh(), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     batch = {k: _random(s, rng) for k, s in plan.host_shapes.items()}
-    self._batch = sharding.put_batch(batch, mesh)
-    self._state = train.init_state(plan, mesh)
+    self._batch = plan.layout.put_batch(batch)
+    self._state = train.init_state(plan)
     jitted = jax.jit(train.make_update_fn(plan), donate_argnums=0)
     lowered = jitted.lower(self._state, self._batch, 0)
     self.gflop = lowered.cost_analysis()['flops'] / 1e9
