@@ -264,6 +264,12 @@ FIELDS: dict[str, Field] = {
   'optax_name': Field(_TEXT, 'scale_by_adam', 'the optimizer, of optim.py'),
   'optax': Field(_DICT, {}, "the optimizer's arguments"),
   'lr': Field(_NUMBER, REQUIRED, 'learning rate, before lr_mults and schedule'),
+  'lr_layer_decay': Field(
+    _NUMBER,
+    None,
+    "factor of the learning rate from one block to the one before it: the last"
+    " block has it once, the embeddings once more than the first block",
+  ),
   'lr_mults': Field(_LIST, (), '(regex of parameter names, multiplier) pairs'),
   'wd': Field(_NUMBER, None, 'weight decay; decoupled, not multiplied by lr'),
   'wd_mults': Field(
@@ -278,6 +284,18 @@ FIELDS: dict[str, Field] = {
     ' (regex, course), None to freeze',
   ),
   'grad_clip_norm': Field(_NUMBER, None, 'largest global norm of gradients'),
+  'grad_accum_steps': Field(
+    int,
+    1,
+    'parts of a batch that are computed one after another, to save memory',
+    minimum=1,
+  ),
+  'ema_decay': Field(
+    _NUMBER,
+    None,
+    'of an average of the parameters over the steps, which is evaluated too, as'
+    ' ema/NAME/…',
+  ),
   'mesh': Field(
     _LIST,
     (('data', -1),),

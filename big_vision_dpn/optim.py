@@ -2,16 +2,18 @@
 
 The semantics are big_vision's. The chain, in this order: clip the gradients
 of unfrozen parameters by their global norm, scale them by the optimizer,
-multiply by `lr` and by `lr_mults`, add the decayed weights, multiply by the
-schedule, negate. So weight decay follows the schedule and is not multiplied
-by the learning rate.
+multiply by `lr`, by `lr_layer_decay` and by `lr_mults`, add the decayed
+weights, multiply by the schedule, negate. So weight decay follows the schedule
+and is not multiplied by the learning rate.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from big_vision_dpn import chrono, pytree
@@ -26,6 +28,9 @@ from big_vision_dpn.optimizers import OPTIMIZERS
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
+
+# A ViT's parameters before its blocks.
+_BEFORE_BLOCKS = ('embedding', 'pos_embedding', 'posemb_norm', 'cls')
 
 _DURATIONS = {
   f'{name}_{unit}'
@@ -217,8 +222,41 @@ def _scale_by_schedules(
   return transform, [schedule for _, schedule in patterns if schedule]
 
 
+_BLOCK = re.compile(r'(.*Transformer/)encoderblock(?:_(\d+))?/.*')
+
+
+def _layer_decay(
+  config: Mapping[str, Any], params: Any
+) -> dict[str, float | np.ndarray]:
+  """Multipliers by parameter name; for a scan's, one for each block.
+
+  Source: Bao et al., BEiT, https://arxiv.org/abs/2106.08254: a block has
+  decay^(blocks behind it + 1), what is before the blocks once more, and what
+  is behind them 1.
+  """
+  decay, arrays = config['lr_layer_decay'], pytree.flatten_with_names(params)
+  blocks = {name: match for name in arrays if (match := _BLOCK.match(name))}
+  if not blocks:
+    raise ConfigError('config.lr_layer_decay: the model has no blocks')
+  depth = max(
+    int(m[2]) + 1 if m[2] else arrays[name].shape[0]
+    for name, m in blocks.items()
+  )
+
+  def multiplier(name: str, x: Any) -> float | np.ndarray:
+    if (match := blocks.get(name)) is None:
+      before = name.split('/')[0] in _BEFORE_BLOCKS
+      return decay ** (depth + 1) if before else 1.0
+    if match[2]:
+      return decay ** (depth - int(match[2]))
+    powers = np.float32(decay) ** np.arange(depth, 0, -1, dtype=np.float32)
+    return powers.reshape(-1, *(1,) * (len(x.shape) - 1))
+
+  return {name: multiplier(name, x) for name, x in arrays.items()}
+
+
 def _scale_by_multipliers(
-  multipliers: Mapping[str, float],
+  multipliers: Mapping[str, float | np.ndarray],
 ) -> optax.GradientTransformation:
   scale = lambda name, u: u * multipliers[name]
   return optax.stateless(lambda u, _: pytree.map_with_names(scale, u))
@@ -272,6 +310,8 @@ def make(
   chain = [_optimizer(config), optax.scale(config['lr'])]
   if config['grad_clip_norm']:
     chain.insert(0, optax.clip_by_global_norm(config['grad_clip_norm']))
+  if config['lr_layer_decay'] is not None:
+    chain.append(_scale_by_multipliers(_layer_decay(config, params)))
   if config['lr_mults']:
     chain.append(
       _scale_by_multipliers(

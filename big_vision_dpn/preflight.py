@@ -163,6 +163,16 @@ def _check_input(plan: Plan) -> None:
   names = [n for n in config_lib.mixed_names(plan.config) if config.data[n]]
   with plan.mistakes.of('config.input.batch_size'):
     plan.layout.check_batch_size(config.batch_size)
+  parts = plan.config.grad_accum_steps
+  with plan.mistakes.of('config.grad_accum_steps'):
+    if config.batch_size % parts:
+      raise ConfigError(
+        f'{parts}: expected a divisor of the batch size {config.batch_size}'
+      )
+    plan.layout.check_batch_size(config.batch_size // parts)
+  with plan.mistakes.of('config.ema_decay'):
+    if not 0 <= (plan.config.ema_decay or 0) < 1:
+      raise ConfigError(f'{plan.config.ema_decay}: expected 0 to below 1')
   if names:
     with plan.mistakes.of('config.input.data'):
       weights = [config.data[name] for name in names]
@@ -333,6 +343,8 @@ def _check_state(plan: Plan) -> None:
     'params': plan.params_shapes,
     'opt': jax.eval_shape(plan.optimizer.init, plan.params_shapes),
   }
+  if plan.config.ema_decay:
+    state['ema'] = plan.params_shapes
   with plan.mistakes.of(''):
     shardings = sharding.infer_state(
       state, plan.config.sharding_strategy, plan.layout.mesh
@@ -359,7 +371,8 @@ def _check_evaluators(plan: Plan) -> None:
         plan.note_missing(f'config.evals.{name}', source)
       if plan.params_shapes:
         names = entry.evaluator.check(plan.params_shapes)
-        plan.metrics += [entry.prefix + name for name in names]
+        prefixes = ('', 'ema/') if plan.config.ema_decay else ('',)
+        plan.metrics += [p + entry.prefix + n for p in prefixes for n in names]
       if entry.prefix in {e.prefix for e in plan.evaluators}:
         raise ConfigError(f'prefix {entry.prefix!r} is that of another one')
       plan.evaluators.append(entry)

@@ -14,13 +14,14 @@ The fields of a config: `python -m big_vision_dpn.config`.
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from absl import app, flags, logging
+from einops import rearrange
 from ml_collections import config_flags
 
 from big_vision_dpn import (
@@ -47,8 +48,9 @@ USER_MISTAKE = 2
 def make_update_fn(plan: preflight.Plan) -> Callable:
   """The training step: (state, batch, step) -> (state, measurements).
 
-  `state` is a dict of `params` and `opt`; `step` the number of updates done.
-  Randomness is a function of (config.seed, step) alone.
+  `state` is a dict of `params`, `opt` and, with config.ema_decay, `ema`; `step`
+  the number of updates done. Randomness is a function of (config.seed, step)
+  alone.
   """
   config, task, optimizer = plan.config, plan.task, plan.optimizer
   is_frozen = optim.frozen(config, plan.params_shapes)
@@ -57,9 +59,11 @@ def make_update_fn(plan: preflight.Plan) -> Callable:
     # Like threefry, rbg gives the same numbers on any mesh; dropout with it
     # compiles several times faster on a CPU and runs faster on a TPU.
     rng = jax.random.fold_in(jax.random.key(config.seed, impl='rbg'), step)
-    params, batch = state['params'], plan.on_device(batch)
-    (_, measurements), grads = jax.value_and_grad(task.loss, has_aux=True)(
-      params, batch, rng
+    rng_augment, rng_loss = jax.random.split(rng)
+    params = state['params']
+    batch = task.augment(plan.on_device(batch), rng_augment)
+    measurements, grads = accumulated(
+      task.loss, params, batch, rng_loss, config.grad_accum_steps
     )
     updates, opt = optimizer.update(grads, state['opt'], params)
     params = optax.apply_updates(params, updates)
@@ -70,9 +74,47 @@ def make_update_fn(plan: preflight.Plan) -> Callable:
       'l2_params': pytree.l2_norm(params),
       'l2_updates': pytree.l2_norm(updates),
     }
-    return {'params': params, 'opt': opt}, measurements
+    state = {**state, 'params': params, 'opt': opt}
+    if config.ema_decay:
+      state['ema'] = optax.incremental_update(
+        params, state['ema'], 1 - config.ema_decay
+      )
+    return state, measurements
 
   return update_fn
+
+
+def accumulated(
+  loss_fn: Callable,
+  params: Any,
+  batch: dict[str, jax.Array],
+  rng: jax.Array,
+  steps: int,
+) -> tuple[dict[str, jax.Array], Any]:
+  """Measurements and gradients of a batch, in `steps` parts of it.
+
+  All are means over examples: they are those of the whole batch, to rounding.
+  """
+  gradient = jax.grad(loss_fn, has_aux=True)
+  if steps == 1:
+    grads, measurements = gradient(params, batch, rng)
+    return measurements, grads
+  # Every part has rows of all devices, which keep theirs.
+  split = lambda x: rearrange(x, '(b steps) ... -> steps b ...', steps=steps)
+
+  def add(total, part):
+    i, batch = part
+    grads, measurements = gradient(params, batch, jax.random.fold_in(rng, i))
+    return jax.tree.map(jnp.add, total, (measurements, grads)), None
+
+  parts = jnp.arange(steps), jax.tree.map(split, batch)
+  first = jax.tree.map(lambda x: x[0], parts)
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(lambda p: gradient(params, p[1], rng)[::-1], first),
+  )
+  total, _ = jax.lax.scan(add, zeros, parts)
+  return jax.tree.map(lambda x: x / steps, total)
 
 
 def check_update(plan: preflight.Plan) -> None:
@@ -100,7 +142,8 @@ def init_state(plan: preflight.Plan) -> Any:
     )
     params = plan.task.init(rng, batch)
     params = pytree.map_with_names(lambda k, x: loaded.get(k, x), params)
-    return {'params': params, 'opt': plan.optimizer.init(params)}
+    state = {'params': params, 'opt': plan.optimizer.init(params)}
+    return state | ({'ema': params} if plan.config.ema_decay else {})
 
   return init(jax.random.key(plan.config.seed), plan.loaded_params)
 
@@ -207,7 +250,7 @@ def _train(plan: preflight.Plan, name: str, workdir: str | None) -> None:
       if itstime(step, entry.every, total_steps):
         jax.block_until_ready(state)
         with chrono.paused():
-          results = evaluate(entry, state['params'], plan.layout)
+          results = evaluate(entry, state, plan.layout)
         progress.report_results(step, results)
         metrics |= results
 
@@ -241,12 +284,14 @@ def schedule_metrics(plan: preflight.Plan, step: int) -> dict[str, float]:
 
 
 def evaluate(
-  entry: Entry, params: Any, layout: sharding.Layout
+  entry: Entry, state: Mapping[str, Any], layout: sharding.Layout
 ) -> dict[str, float]:
-  """Metrics of one evaluator, by their full names."""
+  """Metrics of one evaluator, by their full names: of the EMA with `ema/`."""
   return {
-    entry.prefix + key: value
-    for key, value in entry.evaluator.run(params, layout)
+    prefix + entry.prefix + key: value
+    for name, prefix in (('params', ''), ('ema', 'ema/'))
+    if name in state
+    for key, value in entry.evaluator.run(state[name], layout)
   }
 
 

@@ -85,6 +85,7 @@ def _config(**kw):
     'optax_name': 'identity',
     'optax': {},
     'lr': 0.5,
+    'lr_layer_decay': None,
     'lr_mults': (),
     'wd': None,
     'wd_mults': (('.*/kernel$', 1.0),),
@@ -200,6 +201,34 @@ def test_frozen_parameters_have_no_optimizer_state():
   assert sum(sizes) == 2 * (3 * 2 + 2)
 
 
+@pytest.mark.parametrize('scan', [False, True])
+def test_layer_decay(scan):
+  """BEiT's: of 0.5 and two blocks 1/8, 1/4, 1/2, 1."""
+  ones = lambda *shape: np.ones(shape, np.float32)
+  blocks = {'encoderblock_0': {'w': ones(3)}, 'encoderblock_1': {'w': ones(3)}}
+  if scan:
+    blocks = {'encoderblock': {'w': ones(2, 3)}}
+  params = {
+    'embedding': {'dense': {'kernel': ones(4, 3)}},
+    'pos_embedding': ones(1, 4, 3),
+    'Transformer': {**blocks, 'encoder_norm': {'scale': ones(3)}},
+    'head': {'kernel': ones(3, 2)},
+  }
+  config = _config(lr=2.0, lr_layer_decay=0.5, wd=None)
+  tx, _ = optim.make(config, params, total_steps=10, batch_size=8)
+  updates, _ = tx.update(params, tx.init(params), params)
+  expected = jax.tree.map(lambda p: -2 * p, params)
+  for name in ('embedding', 'pos_embedding'):
+    expected[name] = jax.tree.map(lambda p: p / 8, expected[name])
+  encoder = expected['Transformer']
+  if scan:
+    encoder['encoderblock']['w'] *= np.float32([[0.25], [0.5]])
+  else:
+    encoder['encoderblock_0']['w'] /= 4
+    encoder['encoderblock_1']['w'] /= 2
+  _assert_close(updates, expected)
+
+
 def test_bfloat16_first_moment():
   config = _config(optax_name='scale_by_adam', optax={'mu_dtype': 'bfloat16'})
   params, state = _run(config, 1)
@@ -216,6 +245,7 @@ def test_bfloat16_first_moment():
     ({'wd': 1, 'wd_mults': (('kernel', 1),)}, 'config.wd_mults'),
     ({'lr_mults': (('tail/.*', 1),)}, 'config.lr_mults'),
     ({'schedule': [('head/.*', {})]}, 'no pattern matches body/bias'),
+    ({'lr_layer_decay': 0.5}, 'config.lr_layer_decay: the model has no blocks'),
     ({'schedule': [('.*', None)]}, 'freezes every parameter'),
   ],
 )

@@ -358,6 +358,58 @@ def test_dry_run_of_imagenet_needs_no_data(capsys, tmp_path):
   assert flops == pytest.approx(4096 * 6 * macs, rel=0.1)
 
 
+@pytest.mark.parametrize('mesh', [{}, {'mesh': [('data', 4), ('model', 2)]}])
+def test_parts_of_a_batch_add_up_to_it(mesh, tmp_path):
+  """With mixup; not with dropout, which draws anew for each part."""
+  records = []
+  for steps in (1, 2, 4):
+    config = _tiny_config(
+      total_steps=4, log_training_steps=1, grad_accum_steps=steps, **mesh
+    )
+    config.input.batch_size = 32
+    config.model.dropout = 0.0
+    del config.evals['val']
+    plan = preflight.check(config)
+    assert plan.mistakes.messages == []
+    train.train(plan, 'run', str(tmp_path / str(steps)))
+    keys = ('training_loss', 'l2_grads', 'l2_params', 'l2_updates')
+    read = writers.read_metrics(str(tmp_path / str(steps)))
+    records.append([[r[key] for key in keys] for r in read])
+  np.testing.assert_allclose(records[1], records[0], rtol=1e-5)
+  np.testing.assert_allclose(records[2], records[0], rtol=1e-5)
+
+
+def test_average_of_the_parameters(tmp_path):
+  """It is that of all states so far, and is evaluated beside the last one."""
+  decay = 0.75
+  plan = preflight.check(_tiny_config(total_steps=6, ema_decay=decay))
+  state = train.init_state(plan)
+  average = jax.device_get(state['params'])
+  update = jax.jit(train.make_update_fn(plan), donate_argnums=0)
+  for step, batch in zip(range(6), train.batches_from(plan, 0), strict=False):
+    state, _ = update(state, batch, step)
+    average = jax.tree.map(
+      lambda a, p: decay * a + (1 - decay) * np.asarray(p),
+      average,
+      state['params'],
+    )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    state['ema'],
+    average,
+  )
+  (entry,) = plan.evaluators
+  results = train.evaluate(entry, state, plan.layout)
+  assert results.keys() == {
+    f'{prefix}val/{name}'
+    for prefix in ('', 'ema/')
+    for name in ('loss', 'prec@1')
+  }
+  alone = train.evaluate(entry, {'params': state['ema']}, plan.layout)
+  assert results['ema/val/loss'] == alone['val/loss'] != results['val/loss']
+  assert set(plan.metrics) == results.keys()
+
+
 FSDP = 'fsdp(axis="data", min_size_to_shard_mb=0)'
 MESHES = {
   'data parallel': {},

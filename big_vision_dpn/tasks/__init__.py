@@ -5,8 +5,9 @@ A task is a class, built from the resolved config, with
 - `needs`: the features that a training batch must have;
 - `check(batch_spec)`: raises ConfigError if the model cannot take them;
 - `init(rng, batch) -> params`: fresh parameters; traceable;
-- `loss(params, batch, rng) -> (loss, measurements)`: a scalar to minimise
-  and a dict of scalars to report; traceable;
+- `augment(batch, rng) -> batch`: what mixes examples of the batch; traceable;
+- `loss(params, batch, rng) -> (loss, measurements)`: a scalar to minimise, the
+  mean over the examples, and a dict of such means to report; traceable;
 - `predict_fns`: functions (params, batch) by name, for the evaluators.
 """
 

@@ -84,17 +84,19 @@ class Task:
       params['head']['bias'] = jnp.full_like(bias, self._head_bias)
     return params
 
+  def augment(self, batch: Batch, rng: jax.Array) -> dict[str, jax.Array]:
+    if not self._mixup_p:
+      return batch
+    image, labels = mixup(rng, self._mixup_p, batch['image'], batch['labels'])
+    return {**batch, 'image': image, 'labels': labels}
+
   def loss(
     self, params: Any, batch: Batch, rng: jax.Array
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    rng_mixup, rng_dropout = jax.random.split(rng)
-    image, labels = batch['image'], batch['labels']
-    if self._mixup_p:
-      image, labels = mixup(rng_mixup, self._mixup_p, image, labels)
     logits, _ = self.model.apply(
-      {'params': params}, image, train=True, rngs={'dropout': rng_dropout}
+      {'params': params}, batch['image'], train=True, rngs={'dropout': rng}
     )
-    loss = jnp.mean(self._loss(logits=logits, labels=labels))
+    loss = jnp.mean(self._loss(logits=logits, labels=batch['labels']))
     return loss, {'training_loss': loss}
 
   def _predict(
