@@ -9,7 +9,8 @@ config stand behind a colon, fields are set with --config.FIELD:
     --config configs/proj/dpn/cifar10.py:patch_norm=none,seed=1 --config.lr=3e-4
 
 `--dry_run` checks everything and tells what the run would be, without data.
-The fields of a config: `python -m big_vision_dpn.config`.
+SIGTERM saves and ends with code 42. The fields of a config: `python -m
+big_vision_dpn.config`.
 """
 
 import functools
@@ -38,11 +39,13 @@ from big_vision_dpn.chrono import Chrono, StepTrace, itstime
 from big_vision_dpn.config import ConfigError
 from big_vision_dpn.datasets.core import DataError
 from big_vision_dpn.evaluators.common import Entry
+from big_vision_dpn.preemption import Preemption
 from big_vision_dpn.writers import note
 
 # Exit codes.
 DAMAGED_DATA = 1
 USER_MISTAKE = 2
+PREEMPTED = 42
 
 
 def make_update_fn(plan: preflight.Plan) -> Callable:
@@ -186,19 +189,28 @@ def batches_from(
       yield ahead.pop(0)
 
 
-def train(plan: preflight.Plan, name: str, workdir: str | None) -> None:
+def train(plan: preflight.Plan, name: str, workdir: str | None) -> bool:
   """Trains, or goes on training, until the last step.
 
   Args:
     plan: without mistakes, its data there.
     name: of the run, on the progress lines.
     workdir: of checkpoints and metrics; None saves nothing.
+
+  Returns:
+    Whether the run has come to its end. False if SIGTERM ended it before, with
+    a checkpoint.
   """
-  with plan.layout.activated():
-    _train(plan, name, workdir)
+  with plan.layout.activated(), Preemption() as preemption:
+    return _train(plan, name, workdir, preemption)
 
 
-def _train(plan: preflight.Plan, name: str, workdir: str | None) -> None:
+def _train(
+  plan: preflight.Plan,
+  name: str,
+  workdir: str | None,
+  preemption: Preemption,
+) -> bool:
   config, total_steps = plan.config, plan.total_steps
 
   checkpointer, keep_every = None, plan.steps('keep_ckpt')
@@ -231,7 +243,7 @@ def _train(plan: preflight.Plan, name: str, workdir: str | None) -> None:
   batches = batches_from(plan, first_step)
   log_every, ckpt_every = plan.steps('log_training'), plan.steps('ckpt')
 
-  measurements = {}
+  measurements, preempted = {}, False
   for step in range(first_step + 1, total_steps + 1):
     trace.begin(step)
     last = measurements
@@ -257,17 +269,23 @@ def _train(plan: preflight.Plan, name: str, workdir: str | None) -> None:
     # Metrics before the checkpoint: a run that goes on from it lacks none.
     if metrics:
       writer.write(step, metrics)
-    due = itstime(step, ckpt_every, total_steps)
+    preempted = preemption.requested(step) and step < total_steps
+    due = itstime(step, ckpt_every, total_steps) or preempted
     if checkpointer and (due or (keep_every and step % keep_every == 0)):
       jax.block_until_ready(state)
       with chrono.paused():
         checkpointer.save(step, state, {'chrono': chrono.state()})
+    if preempted:
+      saved = 'saved; the same command goes on' if workdir else 'nothing saved'
+      note(f'{name}: told to end, behind step {step}: {saved}')
+      break
 
   trace.close()
   progress.close()
   writer.close()
   if checkpointer:
     checkpointer.close()
+  return not preempted
 
 
 def schedule_metrics(plan: preflight.Plan, step: int) -> dict[str, float]:
@@ -300,7 +318,7 @@ def run(config: Any, workdir: str | None, *, dry_run: bool) -> int:
 
   Returns:
     The exit code: 0, 2 for a user's mistake or 1 for data that cannot be read,
-    which has been reported.
+    which has been reported, or 42 if SIGTERM ended the run before its end.
   """
   try:
     variants = comparison.variants(config, workdir)
@@ -324,7 +342,8 @@ def run(config: Any, workdir: str | None, *, dry_run: bool) -> int:
     return 0
   for variant in variants:
     try:
-      train(plans[variant.name], variant.name, variant.workdir)
+      if not train(plans[variant.name], variant.name, variant.workdir):
+        return PREEMPTED
     except DataError as e:
       report(f'{variant.name}: {e}')
       return DAMAGED_DATA

@@ -7,17 +7,15 @@ import subprocess
 import sys
 
 
-def run(*arguments: str, processes: int, devices: int) -> list[dict]:
-  """Runs Python with these arguments in each of some processes.
+def start(
+  *arguments: str, processes: int, devices: int
+) -> list[subprocess.Popen]:
+  """Starts Python with these arguments in each of some processes.
 
   Args:
-    *arguments: of the interpreter; each process prints one JSON object on a
-      line, beside the libraries' own lines.
+    *arguments: of the interpreter.
     processes: their number; a single one is not told that it is a job.
     devices: of each, on the CPU.
-
-  Returns:
-    What each process printed, by its number.
   """
   with socket.socket() as s:
     s.bind(('localhost', 0))
@@ -35,7 +33,7 @@ def run(*arguments: str, processes: int, devices: int) -> list[dict]:
       'JAX_COORDINATOR_BIND_ADDRESS': address,
       'JAX_NUM_PROCESSES': str(processes),
     }
-  started = [
+  return [
     subprocess.Popen(
       [sys.executable, *arguments],
       env=env | ({'JAX_PROCESS_ID': str(i)} if processes > 1 else {}),
@@ -45,6 +43,17 @@ def run(*arguments: str, processes: int, devices: int) -> list[dict]:
     )
     for i in range(processes)
   ]
+
+
+def run(*arguments: str, processes: int, devices: int) -> list[dict]:
+  """Runs `start`ed processes to their end.
+
+  Each prints one JSON object on a line, beside the libraries' own lines.
+
+  Returns:
+    What each process printed, by its number.
+  """
+  started = start(*arguments, processes=processes, devices=devices)
   try:
     outputs = [p.communicate(timeout=300) for p in started]
   finally:

@@ -149,8 +149,8 @@ def test_running_a_finished_run_again_changes_nothing(finished):
   assert (workdir / 'metrics.jsonl').read_text() == before
 
 
-def _kill_behind_step(config_file, workdir, step):
-  """Starts the run and ends it with SIGKILL once it has logged `step`."""
+def _signal_behind_step(config_file, workdir, step, number):
+  """Starts the run, signals once it has logged `step`; gives the exit code."""
   process = subprocess.Popen(
     _command(config_file, '--workdir', workdir),
     cwd=ROOT,
@@ -163,18 +163,22 @@ def _kill_behind_step(config_file, workdir, step):
     if records and records[-1]['step'] >= step:
       break
     time.sleep(0.01)
-  process.send_signal(signal.SIGKILL)
-  assert process.wait() == -signal.SIGKILL, 'the run ended before the kill'
+  process.send_signal(number)
+  return process.wait(timeout=60)
 
 
-def test_killed_twice_it_ends_with_the_same_bits(
+def test_killed_and_told_to_end_it_ends_with_the_same_bits(
   finished, config_file, tmp_path
 ):
-  _kill_behind_step(config_file, tmp_path, 8)
-  _kill_behind_step(config_file, tmp_path, 14)
+  code = _signal_behind_step(config_file, tmp_path, 8, signal.SIGKILL)
+  assert code == -signal.SIGKILL, 'the run ended before the kill'
+  code = _signal_behind_step(config_file, tmp_path, 14, signal.SIGTERM)
+  assert code == train.PREEMPTED
+  saved = max(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
+  assert 14 <= saved < 24
   result = _run(config_file, '--workdir', tmp_path)
   assert result.returncode == 0, result.stderr
-  assert '24 of 24 steps to go' not in result.stdout
+  assert f'{24 - saved} of 24 steps to go' in result.stdout
 
   step, expected = _final_state(finished[0])
   resumed_step, resumed = _final_state(tmp_path)
