@@ -18,14 +18,15 @@ from jax.experimental import multihost_utils
 from tensorflow.io import gfile
 
 from big_vision_dpn import config as config_lib
-from big_vision_dpn import pytree
+from big_vision_dpn import pytree, writers
 from big_vision_dpn.config import ConfigError
 
 _NEWEST_KEPT = 2
+_CONFIG_FILE = 'config.json'
 
 
 def _config_file(workdir: str) -> str:
-  return os.path.join(workdir, 'config.json')
+  return os.path.join(workdir, _CONFIG_FILE)
 
 
 def _absolute(path: str) -> str:
@@ -58,13 +59,8 @@ def check_workdir(workdir: str, config: Any) -> None:
 
 def write_config(workdir: str, config: Any) -> None:
   """Records the run's config, atomically, from the first process."""
-  if jax.process_index():
-    return
-  gfile.makedirs(workdir)
-  temporary = _config_file(workdir) + '.tmp'
-  with gfile.GFile(temporary, 'w') as f:
-    f.write(json.dumps(config_lib.to_jsonable(config), indent=2) + '\n')
-  gfile.rename(temporary, _config_file(workdir), overwrite=True)
+  if jax.process_index() == 0:
+    writers.write_json(workdir, _CONFIG_FILE, config_lib.to_jsonable(config))
 
 
 class Checkpointer:

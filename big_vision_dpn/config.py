@@ -290,6 +290,12 @@ FIELDS: dict[str, Field] = {
     'parts of a batch that are computed one after another, to save memory',
     minimum=1,
   ),
+  'nan_policy': Field(
+    _TEXT,
+    'stop',
+    "what to do when a step's loss or gradients are not finite: stop the run,"
+    ' or skip the update and count it',
+  ),
   'ema_decay': Field(
     _NUMBER,
     None,

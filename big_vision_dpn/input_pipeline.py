@@ -73,23 +73,17 @@ def training(
     DataError: data that cannot be read; it names the file and the record.
   """
   owner = rows_of_parts([p.weight for p in parts], config['batch_size'])
-  readers, datasets = [], []
-  for number, part in enumerate(parts):
-    own_rows = np.flatnonzero(owner == number)
-    held = np.flatnonzero(np.isin(own_rows, rows))
-    if not len(held):
-      continue
-    reader = _training_reader(
-      part, number, config, seed, start_step, len(own_rows), held
+  readers = _training_readers(parts, config, seed, start_step, rows)
+  datasets = [
+    host_batches.finished(
+      reader.elements(0),
+      reader.finish,
+      host_batches.spares(reader)
+      if parts[reader.number].options['skip_errors']
+      else None,
     )
-    readers.append(reader)
-    datasets.append(
-      host_batches.finished(
-        reader.elements(0),
-        reader.finish,
-        host_batches.spares(reader) if part.options['skip_errors'] else None,
-      )
-    )
+    for reader in readers
+  ]
   if len(datasets) == 1:
     (examples,) = datasets
   else:
@@ -101,6 +95,53 @@ def training(
   return host_batches.iterate(
     host_batches.batched(examples, len(rows), config), readers
   )
+
+
+def examples_of_step(
+  parts: Sequence[Part],
+  config: Mapping[str, Any],
+  *,
+  seed: int,
+  step: int,
+  rows: Sequence[int],
+) -> list[str]:
+  """Where the examples of a training batch are, data set by data set.
+
+  Args:
+    step: 0 is the first.
+    **: as for `training`.
+
+  Returns:
+    For each of the rows the data set, the example's number and its file. Of an
+    example that `skip_errors` has replaced it is the one that was replaced.
+  """
+  places = []
+  for reader in _training_readers(parts, config, seed, step, rows):
+    for element in reader.elements(0).take(reader.rows):
+      places.append(reader.source.where(int(element['index'])))
+  return places
+
+
+def _training_readers(
+  parts: Sequence[Part],
+  config: Mapping[str, Any],
+  seed: int,
+  start_step: int,
+  rows: Sequence[int],
+) -> list[Reader]:
+  """Of the data sets that stand in these rows."""
+  owner = rows_of_parts([p.weight for p in parts], config['batch_size'])
+  readers = []
+  for number, part in enumerate(parts):
+    own_rows = np.flatnonzero(owner == number)
+    held = np.flatnonzero(np.isin(own_rows, rows))
+    if len(held):
+      readers.append(
+        _training_reader(
+          part, number, config, seed, start_step, len(own_rows), held
+        )
+      )
+  return readers
 
 
 def _training_reader(

@@ -32,6 +32,8 @@ from big_vision_dpn.evaluators import common as eval_common
 from big_vision_dpn.pp import builder
 from big_vision_dpn.sharding import Layout
 
+NAN_POLICIES = {'stop': None, 'skip': None}
+
 
 @dataclasses.dataclass
 class Plan:
@@ -170,6 +172,8 @@ def _check_input(plan: Plan) -> None:
         f'{parts}: expected a divisor of the batch size {config.batch_size}'
       )
     plan.layout.check_batch_size(config.batch_size // parts)
+  with plan.mistakes.of('config.nan_policy'):
+    config_lib.choose('nan_policy', plan.config.nan_policy, NAN_POLICIES)
   with plan.mistakes.of('config.ema_decay'):
     if not 0 <= (plan.config.ema_decay or 0) < 1:
       raise ConfigError(f'{plan.config.ema_decay}: expected 0 to below 1')
@@ -345,6 +349,8 @@ def _check_state(plan: Plan) -> None:
   }
   if plan.config.ema_decay:
     state['ema'] = plan.params_shapes
+  if plan.config.nan_policy == 'skip':
+    state['skipped'] = jax.ShapeDtypeStruct((), np.int32)
   with plan.mistakes.of(''):
     shardings = sharding.infer_state(
       state, plan.config.sharding_strategy, plan.layout.mesh

@@ -13,6 +13,7 @@ SIGTERM saves and ends with code 42. The fields of a config: `python -m
 big_vision_dpn.config`.
 """
 
+import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -40,11 +41,13 @@ from big_vision_dpn.config import ConfigError
 from big_vision_dpn.datasets.core import DataError
 from big_vision_dpn.evaluators.common import Entry
 from big_vision_dpn.preemption import Preemption
+from big_vision_dpn.workdir_lock import locked
 from big_vision_dpn.writers import note
 
 # Exit codes.
 DAMAGED_DATA = 1
 USER_MISTAKE = 2
+NOT_FINITE = 3
 PREEMPTED = 42
 
 
@@ -77,14 +80,26 @@ def make_update_fn(plan: preflight.Plan) -> Callable:
       'l2_params': pytree.l2_norm(params),
       'l2_updates': pytree.l2_norm(updates),
     }
-    state = {**state, 'params': params, 'opt': opt}
+    new_state = {**state, 'params': params, 'opt': opt}
     if config.ema_decay:
-      state['ema'] = optax.incremental_update(
+      new_state['ema'] = optax.incremental_update(
         params, state['ema'], 1 - config.ema_decay
       )
-    return state, measurements
+    finite = is_finite(measurements)
+    if config.nan_policy == 'skip':
+      choose = lambda new, old: jnp.where(finite, new, old)
+      new_state = jax.tree.map(choose, new_state, state)
+      new_state['skipped'] = state['skipped'] + ~finite
+      measurements['skipped_updates'] = new_state['skipped']
+    return new_state, measurements
 
   return update_fn
+
+
+def is_finite(measurements: Mapping[str, Any]) -> Any:
+  """Whether loss and gradients of a step are."""
+  values = measurements['training_loss'] + measurements['l2_grads']
+  return jnp.isfinite(values)
 
 
 def accumulated(
@@ -146,7 +161,11 @@ def init_state(plan: preflight.Plan) -> Any:
     params = plan.task.init(rng, batch)
     params = pytree.map_with_names(lambda k, x: loaded.get(k, x), params)
     state = {'params': params, 'opt': plan.optimizer.init(params)}
-    return state | ({'ema': params} if plan.config.ema_decay else {})
+    if plan.config.ema_decay:
+      state['ema'] = params
+    if plan.config.nan_policy == 'skip':
+      state['skipped'] = jnp.zeros((), jnp.int32)
+    return state
 
   return init(jax.random.key(plan.config.seed), plan.loaded_params)
 
@@ -201,8 +220,12 @@ def train(plan: preflight.Plan, name: str, workdir: str | None) -> bool:
     Whether the run has come to its end. False if SIGTERM ended it before, with
     a checkpoint.
   """
-  with plan.layout.activated(), Preemption() as preemption:
-    return _train(plan, name, workdir, preemption)
+  with (
+    plan.layout.activated(),
+    Preemption() as preemption,
+    contextlib.ExitStack() as at_end,
+  ):
+    return _train(plan, name, workdir, preemption, at_end)
 
 
 def _train(
@@ -210,6 +233,7 @@ def _train(
   name: str,
   workdir: str | None,
   preemption: Preemption,
+  at_end: contextlib.ExitStack,
 ) -> bool:
   config, total_steps = plan.config, plan.total_steps
 
@@ -217,6 +241,7 @@ def _train(
   if workdir:
     write_config(workdir, config)
     checkpointer = Checkpointer(workdir, keep_every)
+    at_end.enter_context(contextlib.closing(checkpointer))
   first_step, state, extra = restore_or_init(plan, checkpointer)
   note(
     f'{name}: {total_steps - first_step:,} of {total_steps:,} steps to go,'
@@ -234,6 +259,8 @@ def _train(
   trace = StepTrace(config.profile_steps, workdir)
   writer = writers.make(workdir, first_step)
   progress = writers.Progress(name, first_step, total_steps)
+  for closed in (trace, writer, progress):
+    at_end.enter_context(contextlib.closing(closed))
 
   update_fn = jax.jit(
     make_update_fn(plan),
@@ -248,7 +275,8 @@ def _train(
     trace.begin(step)
     last = measurements
     state, measurements = update_fn(state, next(batches), step - 1)
-    jax.block_until_ready(last)  # Further ahead, batches would fill the device.
+    # This waits, as further ahead batches would fill the device.
+    check_finite(plan, last, step - 1, workdir)
     trace.end(step, state)
     progress.step()
     metrics = {}
@@ -266,12 +294,15 @@ def _train(
         progress.report_results(step, results)
         metrics |= results
 
+    preempted = preemption.requested(step) and step < total_steps
+    due = itstime(step, ckpt_every, total_steps) or preempted
+    due = due or (keep_every and step % keep_every == 0)
+    if due or metrics:
+      check_finite(plan, measurements, step, workdir)
     # Metrics before the checkpoint: a run that goes on from it lacks none.
     if metrics:
       writer.write(step, metrics)
-    preempted = preemption.requested(step) and step < total_steps
-    due = itstime(step, ckpt_every, total_steps) or preempted
-    if checkpointer and (due or (keep_every and step % keep_every == 0)):
+    if checkpointer and due:
       jax.block_until_ready(state)
       with chrono.paused():
         checkpointer.save(step, state, {'chrono': chrono.state()})
@@ -280,12 +311,45 @@ def _train(
       note(f'{name}: told to end, behind step {step}: {saved}')
       break
 
-  trace.close()
-  progress.close()
-  writer.close()
-  if checkpointer:
-    checkpointer.close()
   return not preempted
+
+
+class NotFinite(RuntimeError):
+  """The loss or the gradients of a step are not finite."""
+
+
+def check_finite(
+  plan: preflight.Plan,
+  measurements: Mapping[str, Any],
+  step: int,
+  workdir: str | None,
+) -> None:
+  """Raises NotFinite, and writes WORKDIR/not_finite.json, unless they are.
+
+  Not with nan_policy 'skip', which goes on without the update.
+  """
+  jax.block_until_ready(measurements)
+  if plan.config.nan_policy == 'skip' or not measurements:
+    return
+  if is_finite(measurements):
+    return
+  values = {k: str(v) for k, v in jax.device_get(measurements).items()}
+  told = f'step {step} is not finite: loss {values["training_loss"]}'
+  if workdir and jax.process_index() == 0:
+    examples = input_pipeline.examples_of_step(
+      plan.parts,
+      plan.config.input,
+      seed=plan.config.seed,
+      step=step - 1,
+      rows=range(plan.config.input.batch_size),
+    )
+    record = {'step': step, 'measurements': values, 'examples': examples}
+    path = writers.write_json(workdir, 'not_finite.json', record)
+    told += f'; its examples are in {path}'
+  raise NotFinite(
+    f'{told}. The checkpoints before it are good. Lower lr, clip gradients by'
+    " grad_clip_norm, or leave such updates out by nan_policy='skip'"
+  )
 
 
 def schedule_metrics(plan: preflight.Plan, step: int) -> dict[str, float]:
@@ -317,8 +381,9 @@ def run(config: Any, workdir: str | None, *, dry_run: bool) -> int:
   """Checks and then trains a config, or each variant of its comparison.
 
   Returns:
-    The exit code: 0, 2 for a user's mistake or 1 for data that cannot be read,
-    which has been reported, or 42 if SIGTERM ended the run before its end.
+    The exit code: 0; for what has been reported 1, data that cannot be read,
+    2, a user's mistake, or 3, a loss that is not finite; 42 if SIGTERM ended
+    the run before its end.
   """
   try:
     variants = comparison.variants(config, workdir)
@@ -340,13 +405,16 @@ def run(config: Any, workdir: str | None, *, dry_run: bool) -> int:
     for name, plan in plans.items():
       note(f'{name}\n{preflight.summary(plan, flops_a_step(plan))}\n')
     return 0
-  for variant in variants:
-    try:
-      if not train(plans[variant.name], variant.name, variant.workdir):
-        return PREEMPTED
-    except DataError as e:
-      report(f'{variant.name}: {e}')
-      return DAMAGED_DATA
+  try:
+    with locked(workdir):
+      for variant in variants:
+        if not train(plans[variant.name], variant.name, variant.workdir):
+          return PREEMPTED
+  except ConfigError as e:
+    return report(str(e))
+  except (DataError, NotFinite) as e:
+    report(f'{variant.name}: {e}')
+    return DAMAGED_DATA if isinstance(e, DataError) else NOT_FINITE
   if config.get('comparison'):
     comparison.report(config.comparison, workdir)
   return 0

@@ -20,6 +20,16 @@ def note(text: str) -> None:
     sys.stdout.flush()
 
 
+def write_json(workdir: str, name: str, value: Any) -> str:
+  """Writes WORKDIR/NAME, whole or not at all; returns its path."""
+  path = os.path.join(workdir, name)
+  gfile.makedirs(workdir)
+  with gfile.GFile(path + '.tmp', 'w') as f:
+    f.write(json.dumps(value, indent=2) + '\n')
+  gfile.rename(path + '.tmp', path, overwrite=True)
+  return path
+
+
 class DummyWriter:
   """Writes nothing: for a run without a workdir, and all but one process."""
 

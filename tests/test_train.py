@@ -13,7 +13,15 @@ import ml_collections
 import numpy as np
 import pytest
 
-from big_vision_dpn import checkpoint, comparison, preflight, train, writers
+from big_vision_dpn import (
+  checkpoint,
+  comparison,
+  preflight,
+  train,
+  weights,
+  workdir_lock,
+  writers,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -412,6 +420,64 @@ def test_average_of_the_parameters(tmp_path):
   alone = train.evaluate(entry, {'params': state['ema']}, plan.layout)
   assert results['ema/val/loss'] == alone['val/loss'] != results['val/loss']
   assert set(plan.metrics) == results.keys()
+
+
+def _config_of_one_bad_example(folder, **fields):
+  """64 random images of which number 37 has a pixel that is no number."""
+  image = np.random.default_rng(0).normal(size=(64, 8, 8, 1)).astype('f')
+  image[37, 0, 0] = np.nan
+  np.savez(folder / 'data.npz', image=image, label=np.arange(64) % 10)
+  config = _tiny_config(total_steps=12, log_training_steps=1, **fields)
+  del config.evals['val']
+  config.input.data = {'name': 'bv:npz', 'fname': str(folder / 'data.npz')}
+  config.input.pp = PP.partition('value_range(-1, 1)|')[2]
+  config.mixup = None
+  return config
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
+  config = _config_of_one_bad_example(tmp_path, ckpt_steps=1)
+  workdir = tmp_path / 'workdir'
+  assert train.run(config, str(workdir), dry_run=False) == train.NOT_FINITE
+  record = json.loads((workdir / 'not_finite.json').read_text())
+  step, places = record['step'], record['examples']
+  assert f'step {step} is not finite: loss nan' in capsys.readouterr().err
+  assert 1 <= step <= 4 and len(places) == 16
+  assert any('example 37' in place for place in places)
+  # What came before is there, and nothing of the step itself.
+  steps = [r['step'] for r in writers.read_metrics(str(workdir))]
+  assert steps == list(range(1, step))
+  saved = {int(p.name) for p in (workdir / 'checkpoints').iterdir()}
+  assert max(saved, default=0) == step - 1
+
+
+def test_such_updates_can_be_left_out(tmp_path):
+  config = _config_of_one_bad_example(tmp_path, nan_policy='skip')
+  workdir = tmp_path / 'workdir'
+  assert train.run(config, str(workdir), dry_run=False) == 0
+  records = writers.read_metrics(str(workdir))
+  bad = [i for i, r in enumerate(records) if np.isnan(r['training_loss'])]
+  assert len(bad) == 3  # Of twelve steps, four of which are an epoch.
+  assert [r['skipped_updates'] for r in records] == [
+    sum(b <= i for b in bad) for i in range(12)
+  ]
+  assert all(np.isfinite(a).all() for a in weights.read(str(workdir)).values())
+
+
+def test_a_workdir_is_of_one_run_at_a_time(config_file, tmp_path):
+  with workdir_lock.locked(str(tmp_path)):
+    result = _run(config_file, '--workdir', tmp_path)
+  assert result.returncode == train.USER_MISTAKE
+  assert f'{tmp_path} is in use by process {os.getpid()} on ' in result.stderr
+  assert not (tmp_path / 'checkpoints').exists()
+
+
+def test_a_workdir_that_cannot_be_written_to(tmp_path, capsys):
+  (tmp_path / 'file').touch()
+  workdir = str(tmp_path / 'file' / 'workdir')
+  code = train.run(_tiny_config(), workdir, dry_run=False)
+  assert code == train.USER_MISTAKE
+  assert f'cannot write to {workdir}' in capsys.readouterr().err
 
 
 FSDP = 'fsdp(axis="data", min_size_to_shard_mb=0)'
