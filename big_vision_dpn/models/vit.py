@@ -17,7 +17,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange, repeat
+from einops import rearrange
 
 from big_vision_dpn import config
 from big_vision_dpn.models import common
@@ -159,7 +159,7 @@ class ViT(nn.Module):
 
     if self.pool_type == 'tok':
       cls = self.param('cls', nn.initializers.zeros, (1, 1, self.width))
-      cls = repeat(cls.astype(x.dtype), '1 1 d -> n 1 d', n=n)
+      cls = jnp.tile(cls.astype(x.dtype), (n, 1, 1))
       x = jnp.concatenate([cls, x], axis=1)
     x = constrain(x, *common.STREAM)
     x = nn.Dropout(self.dropout)(x, not train)

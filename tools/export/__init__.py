@@ -1,0 +1,1 @@
+"""Weights of a run for other programs."""
