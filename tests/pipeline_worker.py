@@ -78,7 +78,7 @@ def main(folder: str, start: int, steps: int, threads: int | None) -> None:
   @jax.jit
   def finish(batch, step):
     image = preprocess.on_device(batch)['image']
-    rng = jax.random.fold_in(jax.random.key(7, impl='rbg'), step)
+    rng = jax.random.fold_in(jax.random.key(7), step)
     return image, *classification.mixup(rng, 0.5, image)
 
   output = []

@@ -4,13 +4,19 @@ r"""Exports the newest checkpoint of a run.
     bash tools/run.sh tools.export WORKDIR --to safetensors
     bash tools/run.sh tools.export WORKDIR --to stablehlo
 
-  npz          WORKDIR/export/model.npz, in big_vision's layout; of a model
-               without DPN also timm and open_clip read it.
-  safetensors  model.safetensors, and beside it dual_patchnorm_vit.py, a model
-               in one file that needs torch alone:
+WORKDIR/checkpoints/STEP is that checkpoint.
+
+  npz          WORKDIR/export/model.npz, in big_vision's layout. Of a plain ViT
+               without rep_size also timm reads it, which adds a position
+               embedding for cls unless it is told not to:
+                 vit = timm.models.VisionTransformer(no_embed_class=True, …)
+                 vit.load_pretrained('model.npz')
+  safetensors  model.safetensors, float32, and beside it dual_patchnorm_vit.py,
+               a model in one file that needs torch alone:
                  model = DualPatchNormViT.from_safetensors('model.safetensors')
-  stablehlo    model.stablehlo, with the weights in it, for CPU, CUDA and TPU
-               and any batch size; to be run by jax alone:
+  stablehlo    model.stablehlo, with the weights in it, below 2 GB, for CPU,
+               CUDA and TPU and any batch size; to be run by jax alone:
+                 import jax
                  data = bytearray(open('model.stablehlo', 'rb').read())
                  logits = jax.export.deserialize(data).call(images)
 
@@ -20,10 +26,12 @@ preprocessing. Blocks of a scan are exported one by one.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -31,44 +39,92 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import safetensors.numpy
+import tensorflow as tf
 from einops import rearrange
 from flax import traverse_util
 from tensorflow.io import gfile
 
-from big_vision_dpn import models, preflight, weights
+from big_vision_dpn import config as config_lib
+from big_vision_dpn import preflight, weights
 from big_vision_dpn.config import ConfigError
 from big_vision_dpn.models.vit import ViT
 
 TORCH_FILE = os.path.join(os.path.dirname(__file__), 'dual_patchnorm_vit.py')
-ENDINGS = {'npz': 'npz', 'safetensors': 'safetensors', 'stablehlo': 'stablehlo'}
+# What a flatbuffer can hold, in bytes.
+_MAX_STABLEHLO = 2_000_000_000
 
 
-def load_run(workdir: str) -> tuple[ViT, dict[str, Any], tuple[int, int, int]]:
-  """Of a run the model, without scan; its newest parameters; the image's shape.
+def read_config(run: str) -> ml_collections.ConfigDict:
+  """The config that a run was started with.
 
   Raises:
-    ConfigError: no run is there, or no ViT's.
+    ConfigError: no run is there, or its config is damaged.
   """
-  path = os.path.join(workdir, 'config.json')
+  path = os.path.join(run, 'config.json')
   if not gfile.exists(path):
-    raise ConfigError(f'no {path}: expected the WORKDIR of a run')
+    runs = gfile.glob(os.path.join(run, '*', 'config.json'))
+    found = ', '.join(sorted(map(os.path.dirname, runs)))
+    raise ConfigError(
+      f'no {path}: expected the WORKDIR of a run'
+      + (f', such as {found}' if found else '')
+    )
   with gfile.GFile(path) as file:
-    config = ml_collections.ConfigDict(json.load(file), type_safe=False)
+    text = file.read()
+  try:
+    return ml_collections.ConfigDict(json.loads(text), type_safe=False)
+  except ValueError as e:
+    raise ConfigError(f'{path} is no JSON: {e}; expected a config') from e
+
+
+def read_params(source: str) -> dict[str, Any]:
+  """A checkpoint's parameters, nested; the blocks of a scan one by one.
+
+  Raises:
+    ConfigError: see weights.read.
+  """
+  params = {}
+  for name, array in weights.read(source).items():
+    block = re.fullmatch(r'((?:.+/)?encoderblock)/(.+)', name)
+    if block:
+      stack, leaf = block.groups()
+      params |= {f'{stack}_{i}/{leaf}': a for i, a in enumerate(array)}
+    else:
+      params[name] = array
+  return traverse_util.unflatten_dict(params, sep='/')
+
+
+def make_model(
+  config: ml_collections.ConfigDict,
+) -> tuple[ViT, tuple[int, int, int]]:
+  """A run's model, without scan, and its image's shape, (h, w, c).
+
+  Raises:
+    ConfigError: it is no ViT, or the config lacks something that both need,
+      such as a file of data that tells the image's size.
+  """
   if config.model_name != 'vit':
-    raise ConfigError(f'{workdir}: model {config.model_name!r}; expected vit')
-  config.model_init = None  # The run has its own weights.
+    raise ConfigError(
+      f'config.model_name is {config.model_name!r}; expected vit. Export it'
+      ' --to npz'
+    )
   config.model.scan = False
+  # What is not needed must not be missed. A function is but a name in JSON.
+  config.model_init, config.evals = None, {}
+  names = config_lib.mixed_names(config)
+  for data in (config.input, *(config.input[name] for name in names)):
+    if 'pre_filter_fn' in data:
+      data.pre_filter_fn = None
   plan = preflight.check(config)
-  if not plan.params_shapes:
+  if not (plan.task and plan.batch_shapes):
     listed = '\n  '.join(plan.mistakes.messages)
-    raise ConfigError(f'{path}: the model cannot be built:\n  {listed}')
-  params = models.module('vit').load(
-    plan.params_shapes, workdir, config.model.to_dict()
-  )
-  return plan.task.model, params, plan.batch_shapes['image'].shape[1:]
+    raise ConfigError(
+      'to know the model and the size of its images, mend what the config'
+      f' needs, or export --to npz, which does without:\n  {listed}'
+    )
+  return plan.task.model, plan.batch_shapes['image'].shape[1:]
 
 
-def to_torch(params: Mapping[str, Any], model: ViT) -> dict[str, np.ndarray]:
+def to_torch(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """Parameters by the names and in the layouts of dual_patchnorm_vit.py."""
   tensors = {}
   for name, array in traverse_util.flatten_dict(params, sep='/').items():
@@ -149,7 +205,18 @@ def torch_config(
 def to_stablehlo(
   model: ViT, params: Mapping[str, Any], image: tuple[int, int, int]
 ) -> bytes:
-  """The serialised function of images (n, *image) float32, for any n."""
+  """The serialised function of images (n, *image) float32, for any n.
+
+  Raises:
+    ConfigError: the parameters are too large for such a file.
+  """
+  size = sum(x.nbytes for x in jax.tree.leaves(params))
+  if size > _MAX_STABLEHLO:
+    raise ConfigError(
+      f'the parameters are {size / 1e9:.1f} GB; expected at most'
+      f' {_MAX_STABLEHLO / 1e9:.0f} GB in StableHLO. Export --to npz or'
+      ' safetensors'
+    )
   (n,) = jax.export.symbolic_shape('n')
   params = jax.tree.map(jnp.asarray, params)
   images = jax.ShapeDtypeStruct((n, *image), np.float32)
@@ -158,37 +225,70 @@ def to_stablehlo(
   return bytes(export(images).serialize())
 
 
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+  try:
+    yield
+  except (OSError, tf.errors.OpError) as e:
+    raise ConfigError(
+      f'cannot write {path}: {e}\nName another file by --output.'
+    ) from e
+
+
 def _write(path: str, data: bytes) -> None:
-  gfile.makedirs(os.path.dirname(path) or '.')
-  with gfile.GFile(f'{path}.tmp', 'wb') as file:
-    file.write(data)
-  gfile.rename(f'{path}.tmp', path, overwrite=True)
+  with _writing(path):
+    gfile.makedirs(os.path.dirname(path) or '.')
+    with gfile.GFile(f'{path}.tmp', 'wb') as file:
+      file.write(data)
+    gfile.rename(f'{path}.tmp', path, overwrite=True)
 
 
-def export(workdir: str, to: str, output: str | None = None) -> str:
+def _export_npz(config: Any, params: Mapping[str, Any], path: str) -> None:
+  del config  # The names say it all.
+  with _writing(path):
+    weights.write_npz(path, params)
+
+
+def _export_safetensors(
+  config: Any, params: Mapping[str, Any], path: str
+) -> None:
+  model, image = make_model(config)
+  fields = json.dumps(torch_config(model, params, image))
+  _write(path, safetensors.numpy.save(to_torch(params), {'model': fields}))
+  with open(TORCH_FILE, 'rb') as file:
+    name = os.path.basename(TORCH_FILE)
+    _write(os.path.join(os.path.dirname(path), name), file.read())
+
+
+def _export_stablehlo(
+  config: Any, params: Mapping[str, Any], path: str
+) -> None:
+  model, image = make_model(config)
+  _write(path, to_stablehlo(model, params, image))
+
+
+FORMATS = {
+  'npz': _export_npz,
+  'safetensors': _export_safetensors,
+  'stablehlo': _export_stablehlo,
+}
+
+
+def export(source: str, to: str, output: str | None = None) -> str:
   """Writes a file; returns its path.
 
   Args:
-    workdir: of the run.
-    to: one of ENDINGS.
-    output: the file; None for WORKDIR/export/model.ENDING.
+    source: WORKDIR or WORKDIR/checkpoints/STEP, local or gs://.
+    to: a key of FORMATS.
+    output: the file; None for WORKDIR/export/model.FORMAT.
 
   Raises:
-    ConfigError: no run is there, or its model has no such form.
+    ConfigError: no run is there, its model has no such form, or the file
+      cannot be written.
   """
-  model, params, image = load_run(workdir)
-  path = output or os.path.join(workdir, 'export', f'model.{ENDINGS[to]}')
-  if to == 'npz':
-    weights.write_npz(path, params)
-  elif to == 'stablehlo':
-    _write(path, to_stablehlo(model, params, image))
-  else:
-    config = json.dumps(torch_config(model, params, image))
-    tensors = to_torch(params, model)
-    _write(path, safetensors.numpy.save(tensors, {'model': config}))
-    with open(TORCH_FILE, 'rb') as file:
-      beside = os.path.join(os.path.dirname(path), os.path.basename(TORCH_FILE))
-      _write(beside, file.read())
+  run = re.sub(r'/checkpoints/\d+/*$', '', source)
+  path = output or os.path.join(run, 'export', f'model.{to}')
+  FORMATS[to](read_config(run), read_params(source), path)
   return path
 
 
@@ -198,8 +298,8 @@ def main(argv: list[str] | None = None) -> int:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('workdir', help='of a run, local or gs://')
-  parser.add_argument('--to', choices=ENDINGS, required=True)
-  parser.add_argument('--output', help='default: WORKDIR/export/model.ENDING')
+  parser.add_argument('--to', choices=FORMATS, required=True)
+  parser.add_argument('--output', help='default: WORKDIR/export/model.FORMAT')
   args = parser.parse_args(argv)
   # Else the attention would be that of this machine's accelerator alone.
   jax.config.update('jax_platforms', 'cpu')

@@ -6,8 +6,8 @@
     logits = model(images)  # (n, channels, height, width) float32
 
 The images are in the range that the training had, mostly [-1, 1]. This file
-needs torch alone; copy it anywhere. Dual PatchNorm: Kumar, Dehghani, Houlsby,
-TMLR 2023, https://arxiv.org/abs/2302.01327.
+needs torch alone, 2.4 or later; copy it anywhere. Dual PatchNorm: Kumar,
+Dehghani, Houlsby, TMLR 2023, https://arxiv.org/abs/2302.01327.
 """
 
 import json
@@ -191,6 +191,7 @@ class DualPatchNormViT(nn.Module):
     patch_norm_type: str,
   ):
     super().__init__()
+    self.image_shape = (channels, *image_size)
     self.pool_type = pool_type
     h, w = (i // p for i, p in zip(image_size, patch_size, strict=True))
     self.embedding = PatchEmbed(
@@ -219,12 +220,22 @@ class DualPatchNormViT(nn.Module):
   def from_safetensors(cls, path: str) -> 'DualPatchNormViT':
     """The model of an exported file, with its weights, float32."""
     tensors, metadata = read_safetensors(path)
+    if 'model' not in metadata:
+      raise ValueError(
+        f'{path} does not describe its model: expected a file that tools.export'
+        ' of big_vision_dpn wrote'
+      )
     model = cls(**json.loads(metadata['model']))
     model.load_state_dict(tensors)
     return model
 
   def forward(self, images: torch.Tensor) -> torch.Tensor:
     """Logits of (n, c, h, w) float32 images; what the head sees without one."""
+    if images.shape[1:] != self.image_shape:
+      raise ValueError(
+        f'images are {tuple(images.shape[1:])}; expected (channels, height,'
+        f' width) {self.image_shape}: resize or transpose them'
+      )
     x = self.embedding(images) + self.posemb
     if self.posemb_norm is not None:
       x = self.posemb_norm(x)
